@@ -1,0 +1,44 @@
+"""`haste evaluate RUN [--split test]`."""
+
+import json
+from pathlib import Path
+
+from haste.cli._arguments import Parser
+
+
+def run(argv: list[str]) -> None:
+    """Print the metrics of a run's model."""
+    parser = Parser(prog="haste evaluate", description="Metrics of a finished run on a split of its data.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or model folder")
+    parser.add_argument("--split", default="test", choices=("train", "dev", "test"))
+    parser.add_argument("--data", metavar="PATH", help="use this data instead of the run's data.path")
+    parser.add_argument(
+        "--propensity",
+        nargs=2,
+        type=float,
+        metavar=("A", "B"),
+        help="constants of PSP and PSnDCG (default 0.55 1.5; Wikipedia 0.5 0.4, Amazon 0.6 2.6)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(argv)
+
+    from haste.train.evaluate import PROPENSITY, evaluate_run
+
+    a, b = options.propensity or PROPENSITY
+    metrics = evaluate_run(options.run, options.split, path=options.data, propensity=(a, b), device=options.device)
+    if options.json:
+        print(json.dumps({options.split: metrics, "propensity": {"a": a, "b": b}}, indent=2))
+    else:
+        print(f"{options.run}, {options.split}, in percent")
+        print(table(metrics))
+        print(f"PSP and PSnDCG with a {a}, b {b}")
+
+
+def table(metrics: dict[str, float]) -> str:
+    """Metrics named NAME@K as a table with a row for every name and a column for every k."""
+    cutoffs = sorted({int(name.partition("@")[2]) for name in metrics})
+    names = list(dict.fromkeys(name.partition("@")[0] for name in metrics))
+    lines = [" " * 8 + "".join(f"{f'@{k}':>8}" for k in cutoffs)]
+    lines += [f"{name:<8}" + "".join(f"{metrics[f'{name}@{k}']:>8.2f}" for k in cutoffs) for name in names]
+    return "\n".join(lines)

@@ -1,0 +1,239 @@
+"""Which inputs a group reads, and which labels share a group.
+
+Index rows are drawn without duplicates and sorted; labels are ordered so that consecutive rows form groups: the most
+frequent first (the head), then the tail in groups of related labels.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from haste.ops import random
+from haste.ops.rewire import random_keys
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+GROUPINGS = ("semantic", "frequency", "random")
+_DRAW = 1 << 21  # random keys drawn at a time
+
+
+def index_dtype(in_features: int) -> torch.dtype:
+    """Return the dtype of index rows: int16 up to 32,767 inputs, else int32."""
+    return torch.int16 if in_features <= 32_767 else torch.int32
+
+
+def draw_indices(
+    in_features: int,
+    num_groups: int,
+    fan_in: int,
+    *,
+    seed: int,
+    layer: int = 0,
+    first_group: int = 0,
+    block: int = 1,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw ``fan_in`` distinct inputs for every group, uniformly.
+
+    Args:
+        in_features, num_groups, fan_in: sizes H, G, F.
+        seed, layer: of the random stream.
+        first_group: global number of the first group; group k's row depends on seed, layer and first_group + k alone.
+        block: inputs are drawn as whole aligned blocks of this many (16: the block-sparse baseline).
+
+    Returns:
+        (G, F) int16 or int32 (`index_dtype`), every row sorted and without duplicates.
+
+    Raises:
+        ValueError: fan_in > in_features, or block does not divide both.
+    """
+    check_fan_in(fan_in, in_features)
+    if block < 1:
+        raise ValueError(f"block ({block}) must be at least 1")
+    if in_features % block or fan_in % block:
+        raise ValueError(f"block ({block}) must divide in_features ({in_features}) and fan_in ({fan_in})")
+    units, chosen = in_features // block, fan_in // block
+    rows = torch.empty((num_groups, fan_in), dtype=index_dtype(in_features), device=device)
+    device = rows.device
+    if rows.is_meta:
+        return rows
+    length = max(1, _DRAW // (4 * units))
+    for start in range(0, num_groups, length):
+        count = min(length, num_groups - start)
+        keys = random_keys(first_group + start, count, units, seed=seed, layer=layer, step=0, device=device)
+        drawn = keys.topk(chosen, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
+        inputs = drawn[:, :, None] * block + torch.arange(block, device=device)
+        rows[start : start + count] = inputs.view(count, fan_in).to(rows.dtype)
+    return rows
+
+
+def check_fan_in(fan_in: int, in_features: int) -> None:
+    """Raise ValueError unless 1 <= fan_in <= in_features."""
+    if not 1 <= fan_in <= in_features:
+        if fan_in < 1:
+            raise ValueError(f"fan_in ({fan_in}) must be at least 1")
+        raise ValueError(
+            f"fan_in ({fan_in}) must not exceed in_features ({in_features}); lower fan_in or widen the encoder"
+        )
+
+
+def check_indices(indices: Tensor, in_features: int) -> None:
+    """Raise ValueError unless every row is sorted, without duplicates, within [0, in_features)."""
+    if indices.min() < 0 or indices.max() >= in_features:
+        raise ValueError(
+            f"indices ({int(indices.min())} to {int(indices.max())}) must lie in [0, {in_features}), the inputs"
+        )
+    for start in range(0, len(indices), max(1, _DRAW // indices.shape[1])):
+        part = indices[start : start + max(1, _DRAW // indices.shape[1])]
+        bad = (part[:, 1:] <= part[:, :-1]).any(dim=1).nonzero()
+        if len(bad):
+            raise ValueError(f"indices of group {start + int(bad[0])} must be sorted and without duplicates")
+
+
+def num_head_labels(num_labels: int, head_ratio: float, group_size: int) -> int:
+    """Return the size of the head: head_ratio of the labels, rounded up to whole groups, at most all."""
+    groups = int(np.ceil(num_labels * head_ratio / group_size - 1e-9))
+    return min(num_labels, groups * group_size)
+
+
+def order_labels(
+    counts: np.ndarray,
+    num_head: int,
+    group_size: int,
+    grouping: str,
+    *,
+    embeddings: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return label_order (L,) int64: the label of every row; the first ``num_head`` rows are the head.
+
+    Args:
+        counts: (L,) training frequencies.
+        num_head: labels of the head, the most frequent (ties: lower label).
+        group_size: S; consecutive tail rows form a group.
+        grouping: ``semantic`` (balanced clusters of embeddings), ``frequency`` (consecutive ranks), ``random``.
+        embeddings: (L, d) float32, for ``semantic``; labels with a zero row follow the groups by frequency.
+        seed: of ``random`` and of the clustering.
+    """
+    by_frequency = np.argsort(-counts.astype(np.int64), kind="stable")
+    head, tail = by_frequency[:num_head], by_frequency[num_head:]
+    if grouping == "random":
+        tail = np.random.default_rng(seed).permutation(tail)
+    elif grouping == "semantic":
+        if embeddings is None:
+            raise ValueError("grouping (semantic) needs label embeddings; pass them, or use grouping: frequency")
+        known = np.abs(embeddings[tail]).max(axis=1, initial=0) > 0
+        clustered, rest = tail[known], tail[~known]
+        tail = np.concatenate((clustered[balanced_clusters(embeddings[clustered], group_size, seed=seed)], rest))
+    elif grouping != "frequency":
+        raise ValueError(f"grouping ({grouping}) must be one of {', '.join(GROUPINGS)}")
+    return np.concatenate((head, tail)).astype(np.int64)
+
+
+def balanced_clusters(embeddings: np.ndarray, group_size: int, *, seed: int = 0, iterations: int = 4) -> np.ndarray:
+    """Order points so that consecutive runs of ``group_size`` are clusters: balanced recursive bisection.
+
+    Every segment is split where its points, projected on the difference of its halves' means (balanced 2-means from a
+    random direction), pass the place that leaves whole groups on both sides. All segments of a level at once:
+    O(L log L) time, O(L d) memory.
+
+    Args:
+        embeddings: (L, d) float32.
+        group_size: S. Only the last group may be short.
+        seed: of the first directions.
+        iterations: 2-means iterations of every level.
+
+    Returns:
+        (L,) int64 permutation.
+    """
+    num = len(embeddings)
+    order = np.arange(num)
+    bounds = np.array([0, num])
+    rng = np.random.default_rng(seed)
+    while np.diff(bounds).max(initial=0) > group_size:
+        sizes = np.diff(bounds)
+        groups = -(-sizes // group_size)
+        cuts = bounds[:-1] + np.minimum(sizes, -(-groups // 2) * group_size)
+        segment = np.repeat(np.arange(len(sizes)), sizes)
+        direction = rng.standard_normal((len(sizes), embeddings.shape[1]), dtype=np.float32)
+        for _ in range(iterations):
+            score = np.einsum("ld,ld->l", embeddings[order], direction[segment])
+            order = order[np.lexsort((score, segment))]
+            direction = _difference_of_halves(embeddings[order], bounds, cuts)
+        bounds = np.unique(np.concatenate((bounds, cuts)))
+    return order
+
+
+def _difference_of_halves(points: np.ndarray, bounds: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Return mean(right) - mean(left) of every segment; zero where a segment is not cut."""
+    totals = np.zeros((len(points) + 1, points.shape[1]), dtype=np.float64)
+    np.cumsum(points, axis=0, out=totals[1:])
+    left = (totals[cuts] - totals[bounds[:-1]]) / np.maximum(1, cuts - bounds[:-1])[:, None]
+    right = (totals[bounds[1:]] - totals[cuts]) / np.maximum(1, bounds[1:] - cuts)[:, None]
+    return np.where((cuts < bounds[1:])[:, None], right - left, 0).astype(np.float32)
+
+
+def label_embeddings(
+    features: scipy.sparse.csr_matrix,
+    truth: scipy.sparse.csr_matrix,
+    *,
+    dimensions: int = 128,
+    sample: int = 10_000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Embed labels as the normalised mean of their positives' features (PIFA), projected to few dimensions.
+
+    Args:
+        features: (N, V) sparse document features.
+        truth: (N, L) sparse positives of the training split.
+        dimensions: d of the projection: a randomised SVD fitted on ``sample`` documents.
+
+    Returns:
+        (L, d) float32 of unit rows; zero for labels without positives.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.preprocessing import normalize
+
+    rows = np.random.default_rng(seed).permutation(features.shape[0])[:sample]
+    dimensions = max(1, min(dimensions, features.shape[1] - 1, len(rows) - 1))
+    svd = TruncatedSVD(dimensions, n_iter=2, random_state=seed)
+    svd.fit(features[np.sort(rows)])
+    documents = normalize(svd.transform(features)).astype(np.float32)
+    return normalize(truth.T.tocsr().astype(np.float32) @ documents).astype(np.float32)
+
+
+def initial_weights(target: Tensor, *, dense: bool, seed: int, layer: int, first_row: int, num_labels: int) -> None:
+    """Fill weights in place: U(-1/sqrt(F), 1/sqrt(F)), the dense head N(0, 0.02); padded rows 0.
+
+    Args:
+        target: (G, S, F) float32, float64 or bfloat16.
+        dense: whether F = H.
+        seed, layer, first_row: coordinates of the random numbers; the same for any sharding.
+        num_labels: rows that are labels.
+    """
+    fan_in = target.shape[-1]
+    if target.is_meta:
+        return
+    rows = target.view(-1, fan_in)
+    length = max(1, (_DRAW >> 3) // fan_in)
+    draw = functools.partial(
+        random.normal if dense else random.uniform,
+        columns=fan_in,
+        seed=seed,
+        step=0,
+        layer=layer,
+        stream=random.WEIGHT,
+        device=target.device,
+    )
+    for start in range(0, len(rows), length):
+        count = min(length, len(rows) - start)
+        values = draw(first_row + start, count)
+        values = values.mul_(0.02) if dense else values.sub_(0.5).mul_(2 / fan_in**0.5)
+        values[max(0, num_labels - start) :] = 0
+        rows[start : start + count] = values.to(target.dtype)

@@ -1,0 +1,214 @@
+"""Metrics of a model on a split, and predictions for new texts; nothing of size (N, L) exists."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from scipy.special import expit
+from torch import Tensor
+
+from haste import metrics
+from haste.config import expand_path
+from haste.data.dataset import Labels, Split, load_dataset, truth_of
+from haste.data.formats import DataError, Record, find_splits, read_jsonl
+from haste.nn import Model
+from haste.train.model_folder import TrainedModel, load_model
+
+K = 5
+PROPENSITY = (0.55, 1.5)  # a, b of Jain et al. (2016) for data without constants of its own
+_BATCH = 256
+Documents = tuple[Tensor, Tensor, Tensor]  # offsets (B + 1,), terms, values: CSR over the batch
+Positives = tuple[Tensor, Tensor]  # offsets (B + 1,), labels: CSR over the batch
+_CHUNK = 16 * _BATCH  # documents of a prediction in memory at a time
+
+
+def batch_of(split: Split, rows: np.ndarray, device: torch.device) -> tuple[Documents, Positives]:
+    """Documents and positives of some rows of a split, on a device."""
+    (offsets, terms, values), (label_offsets, labels) = split.batch(rows)
+    documents = offsets.to(device), terms.to(device), values.to(device)
+    return documents, (label_offsets.to(device), labels.to(device))
+
+
+def predict_topk(
+    model: Model, split: Split, k: int, *, tick: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank labels for every document of a split.
+
+    Args:
+        model: in any mode, which it keeps.
+        split: N documents.
+        k: labels a document.
+        tick: called before every batch; may raise to stop.
+
+    Returns:
+        scores (N, k) float32 and label ids (N, k) int64; -inf and -1 where there are fewer than k labels.
+    """
+    device = next(model.parameters()).device
+    scores = np.full((len(split), k), -np.inf, dtype=np.float32)
+    ids = np.full((len(split), k), -1, dtype=np.int64)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(split), _BATCH):
+                tick()
+                rows = np.arange(start, min(start + _BATCH, len(split)))
+                documents, _ = batch_of(split, rows, device)
+                values, labels = model.topk(documents, k)
+                scores[rows, : values.shape[1]] = values.float().cpu().numpy()
+                ids[rows, : labels.shape[1]] = labels.cpu().numpy()
+    finally:
+        model.train(was_training)
+    return scores, ids
+
+
+def evaluate_split(
+    model: Model,
+    split: Split,
+    labels: Labels,
+    *,
+    num_points: int,
+    propensity: tuple[float, float] = PROPENSITY,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Metrics at 1, 3 and 5 in percent.
+
+    Args:
+        model, split, labels: what to evaluate on what; labels without a training positive count as missed.
+        num_points: documents in train, for the propensities.
+        propensity: a and b of the propensity-scored metrics.
+        tick: called before every batch; may raise to stop.
+
+    Returns:
+        P@k, nDCG@k, R@k, RP@k, PSP@k and PSnDCG@k for k in 1, 3, 5.
+    """
+    _, ids = predict_topk(model, split, K, tick=tick)
+    return score_ranking(ids, split.truth, labels, num_points=num_points, propensity=propensity)
+
+
+def score_ranking(
+    ids: np.ndarray,
+    truth: csr_matrix,
+    labels: Labels,
+    *,
+    num_points: int,
+    propensity: tuple[float, float] = PROPENSITY,
+) -> dict[str, float]:
+    """Metrics in percent of ranked label ids (N, at least 5) against the truth (N, all labels)."""
+    counts = np.zeros(truth.shape[1], dtype=np.int64)
+    counts[: labels.num_labels] = labels.counts
+    inverse = metrics.inverse_propensity(counts, num_points, *propensity)
+    result = metrics.evaluate(ids, truth, k=K, inverse_propensity=inverse)
+    return {name: float(value) for name, value in metrics.as_percent(result).items()}
+
+
+def evaluate_run(
+    run: Path,
+    split: str = "test",
+    *,
+    path: str | None = None,
+    propensity: tuple[float, float] = PROPENSITY,
+    device: str = "auto",
+) -> dict[str, float]:
+    """Metrics of a finished run's model on a split of its data.
+
+    Args:
+        run: run folder.
+        split: train, dev or test.
+        path: data to use instead of the run's `data.path`.
+        propensity: a and b of the propensity-scored metrics.
+        device: where to compute.
+
+    Raises:
+        ValueError: the run has no model, or the data no such split.
+    """
+    trained = load_model(find_model(run), device=device)
+    documents = read_split(trained, split, path or trained.config.data.path)
+    return evaluate_split(
+        trained.model, documents, trained.labels, num_points=trained.num_points, propensity=propensity
+    )
+
+
+def predict(
+    run: Path | TrainedModel, records: Iterable[Record], k: int = 10, *, device: str = "auto"
+) -> Iterator[dict[str, Any]]:
+    """Best labels of new documents, in their order, a batch at a time.
+
+    Args:
+        run: run folder, model folder, or a model that is loaded already.
+        records: documents; their labels are not looked at.
+        k: labels a document.
+        device: where to compute.
+
+    Yields:
+        {"id": ..., "labels": [{"label": ..., "probability": ...}, ...]}, best first; "score" instead of
+        "probability" where the loss was squared_hinge.
+    """
+    trained = run if isinstance(run, TrainedModel) else load_model(find_model(run), device=device)
+    remaining = iter(records)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield from _predict_chunk(trained, chunk, k)
+
+
+def _predict_chunk(trained: TrainedModel, records: list[Record], k: int) -> Iterator[dict[str, Any]]:
+    split = _as_split(records, trained)
+    scores, ids = predict_topk(trained.model, split, min(k, trained.labels.num_labels))
+    probable = trained.config.output.loss == "bce"
+    values = expit(scores.astype(np.float64)) if probable else scores
+    name = "probability" if probable else "score"
+    for record, row, row_values in zip(records, ids, values, strict=True):
+        labels = [
+            {"label": trained.labels.names[label], name: float(value)}
+            for label, value in zip(row, row_values, strict=True)
+            if label >= 0
+        ]
+        yield {"id": record.id, "labels": labels}
+
+
+def find_model(run: Path) -> Path:
+    """The model folder of a run folder, or the folder itself where it is a model folder."""
+    if (run / "config.json").is_file():
+        return run
+    if (run / "model" / "config.json").is_file():
+        return run / "model"
+    if not run.is_dir():
+        raise ValueError(f"{run} must be a run folder or a model folder; there is no such folder")
+    if (run / "config.yaml").is_file():
+        raise ValueError(f"{run} has no model yet; finish the run with: haste train {run / 'config.yaml'} --resume")
+    raise ValueError(f"{run} must be a run folder or a model folder; it has neither config.json nor model/")
+
+
+def read_split(trained: TrainedModel, split: str, path: str) -> Split:
+    """A split of the data at a path, in the terms and labels of a model.
+
+    Raises:
+        ValueError: there is no such split, or it cannot be read.
+    """
+    data = trained.config.data
+    folder = expand_path(path, "data.path")
+    files = find_splits(folder)
+    if split == "dev" and "dev" not in files:
+        # cut from train by the run itself
+        documents = load_dataset(replace(data, path=path), seed=trained.config.run.seed).dev
+        if documents is None:
+            raise DataError(f"{folder}: there is no dev split; set data.dev_fraction or add a dev file")
+        return documents
+    if split not in files:
+        raise DataError(f"{folder}: there is no {split} split; found {', '.join(files)}")
+    records = list(read_jsonl(files[split], text=data.text, labels=data.labels))
+    if not records:
+        raise DataError(f"{files[split]}: holds no documents")
+    truth = truth_of([record.labels for record in records], trained.labels.names)
+    return replace(_as_split(records, trained), name=split, truth=truth)
+
+
+def _as_split(records: list[Record], trained: TrainedModel) -> Split:
+    features = trained.vectorizer.transform([record.text for record in records])
+    truth = csr_matrix((len(records), len(trained.labels.names)), dtype=np.float32)
+    ids = [record.id for record in records]
+    return Split("input", ids, features, truth, trained.labels.num_labels)

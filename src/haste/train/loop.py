@@ -1,0 +1,206 @@
+"""One training step, a function of the settings, the data and the step's number alone.
+
+Batches come from a permutation of (seed, epoch) and the random generator is set from (seed, step) before each
+step, so a run that is stopped anywhere and resumed computes the same bits as one that is not.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from haste import optim
+from haste.config import Config
+from haste.data.dataset import Dataset
+from haste.nn import build_model, initialize_output
+from haste.rewire import Schedule
+from haste.train.evaluate import Documents, Positives, batch_of
+
+_ORDER, _STEP = 1, 2  # streams of random numbers
+
+
+class Loop:
+    """Model, optimizers and schedules, one training step, and all that a checkpoint must hold of them.
+
+    Args:
+        config: settings of the run.
+        dataset: gives the training documents and the sizes.
+        device: where to compute.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
+        self.config, self.device, self.train = config, device, dataset.train
+        seed = config.run.seed
+        sizes = {"num_terms": dataset.vectorizer.num_terms, "num_labels": dataset.labels.num_labels}
+        self.model = build_model(config, **sizes).to(device)
+        self.steps_per_epoch = math.ceil(len(dataset.train) / config.optim.batch_size)
+        self.total_steps = config.optim.epochs * self.steps_per_epoch
+        settings, output = config.optim, config.optim.output
+        encoder = settings.encoder
+        parameters = self.model.encoder_parameters(), self.model.output.layer_parameters()
+        self.optimizers = {
+            "encoder": _optimizer(encoder.name, parameters[0], encoder.lr, encoder.weight_decay, seed=seed),
+            "output": _optimizer(
+                output.name, parameters[1], output.lr, output.weight_decay, output.momentum, seed=seed
+            ),
+        }
+        self.schedules = {
+            name: optim.cosine_schedule(optimizer, settings.warmup_steps, self.total_steps)
+            for name, optimizer in self.optimizers.items()
+        }
+        self.rewire_schedule = Schedule(
+            interval=config.rewire.interval,
+            fraction=config.rewire.fraction,
+            end=config.rewire.end,
+            total_steps=self.total_steps,
+            schedule=config.rewire.schedule,
+        )
+        tail = self.model.output.tail
+        self.sparse = tail is not None and tail.indices is not None
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.documents, self._last_loss = 0, 0.0
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def initialize(self, dataset: Dataset) -> None:
+        """Give rows their labels and biases their start."""
+        initialize_output(
+            self.model,
+            self.config,
+            features=dataset.train.features,
+            truth=dataset.train.truth,
+            counts=dataset.labels.counts,
+        )
+
+    def rows(self, step: int) -> np.ndarray:
+        """Documents of the batch that follows `step` completed steps."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self.config.run.seed, _ORDER, epoch)).permutation(len(self.train))
+            self._order = (epoch, order)
+        size = self.config.optim.batch_size
+        return self._order[1][place * size : (place + 1) * size]
+
+    def step(self, step: int) -> dict[str, float]:
+        """Train on the batch that follows `step` completed steps; returns rewiring statistics, if due."""
+        torch.manual_seed(_seed(self.config.run.seed, _STEP, step))
+        documents, positives = batch_of(self.train, self.rows(step), self.device)
+        model, update = self.model, self.optimizers["output"]
+        model.train()
+        features = model.encoder(documents)
+        if self.config.optim.output.fused:
+            loss = model.output.step(features, positives, update)
+        else:
+            loss = model.output.loss(features, positives)
+        loss.backward()
+        for name, optimizer in self.optimizers.items():
+            optimizer.step()  # after a fused pass the output layer has no gradients and this does nothing
+            optimizer.zero_grad(set_to_none=True)
+            self.schedules[name].step()
+        self.loss_sum += loss.detach()
+        self.documents += len(documents[0]) - 1
+        fraction = self.rewire_schedule.fraction_at(step + 1) if self.sparse else 0.0
+        return self._rewire(fraction, documents, positives, step + 1) if fraction > 0 else {}
+
+    def _rewire(self, fraction: float, documents: Documents, positives: Positives, step: int) -> dict[str, float]:
+        settings, batch = self.config.rewire, None
+        if settings.regrow == "gradient":
+            self.model.eval()
+            with torch.no_grad():
+                batch = (self.model.encoder(documents), positives)
+        return self.model.output.rewire(
+            fraction,
+            optimizer=self.optimizers["output"],
+            regrow=settings.regrow,
+            batch=batch,
+            scope=settings.scope,
+            threshold=settings.threshold,
+            init=settings.init,
+            seed=self.config.run.seed,
+            step=step,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, by name."""
+        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        for which, optimizer in self.optimizers.items():
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    found[f"{which}_optimizer.{names[parameter]}.{key}"] = value
+        found["loss_sum"] = self.loss_sum
+        return found
+
+    def grouped(self) -> list[str]:
+        """Names in `tensors` whose first dimension counts groups."""
+        layers = (".output.head.", ".output.tail.")
+        return [name for name, x in self.tensors().items() if x.dim() and any(part in name for part in layers)]
+
+    def window_loss(self) -> float:
+        """Mean loss of a document in this window of steps, or in the last one where this one is empty.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        if not self.documents:
+            return self._last_loss
+        loss = self._last_loss = self.loss_sum.item() / self.documents
+        if not math.isfinite(loss):
+            settings = self.config.optim
+            raise ValueError(
+                f"the training loss ({loss}) must stay finite; "
+                f"lower optim.encoder.lr ({settings.encoder.lr}) or optim.output.lr ({settings.output.lr})"
+            )
+        return loss
+
+    def empty_window(self) -> None:
+        """Start a new window of the training loss."""
+        self.loss_sum.zero_()
+        self.documents = 0
+
+    def meta(self) -> dict[str, Any]:
+        """What a resumed run needs besides `tensors`."""
+        schedules = {name: schedule.state_dict() for name, schedule in self.schedules.items()}
+        return {"schedules": schedules, "documents": self.documents}
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Continue from `tensors` and `meta`."""
+        self.load_model(tensors)
+        self.loss_sum.copy_(tensors["loss_sum"])
+        self.documents = meta["documents"]
+        parameters = dict(self.model.named_parameters())
+        for which, optimizer in self.optimizers.items():
+            prefix = f"{which}_optimizer."
+            for name in [name for name in tensors if name.startswith(prefix)]:
+                parameter, _, key = name.removeprefix(prefix).rpartition(".")
+                optimizer.state[parameters[parameter]][key] = tensors[name].to(self.device)
+            self.schedules[which].load_state_dict(meta["schedules"][which])
+            for group, lr in zip(optimizer.param_groups, self.schedules[which].get_last_lr(), strict=True):
+                group["lr"] = lr
+
+    def load_model(self, tensors: dict[str, Tensor]) -> None:
+        """Take the model's tensors only."""
+        prefix = "model."
+        own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+        self.model.load_state_dict(own)
+
+
+def _optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.0,
+    *,
+    seed: int,
+) -> optim.SGD | optim.AdamW:
+    if name == "adamw":
+        return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, seed=seed)
+    return optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed)
+
+
+def _seed(*words: int) -> int:
+    """One seed out of several words."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

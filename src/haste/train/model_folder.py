@@ -1,0 +1,186 @@
+"""Model folders: JSON, npz and safetensors that a stranger's copy of can be opened safely.
+
+config.json  encoder.safetensors  output.safetensors  labels.jsonl  vectorizer.json  vectorizer.npz  README.md
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from haste import topology
+from haste.config import Config
+from haste.data.dataset import Labels
+from haste.data.text import TfIdf
+from haste.nn import Model, build_model
+from haste.train.device import resolve_device
+from haste.train.files import write_json, write_text
+
+FORMAT = 1
+_KEYS = {"format", "num_terms", "num_labels", "num_points", "config"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model with all that turns text into terms and rows into label names.
+
+    num_points: documents it was trained on.
+    """
+
+    model: Model
+    config: Config
+    labels: Labels
+    vectorizer: TfIdf
+    num_points: int
+
+
+def save_model(folder: Path, trained: TrainedModel, metrics: Mapping[str, Any]) -> None:
+    """Write a model folder, replacing an older one only when the new one is complete.
+
+    Args:
+        folder: where to.
+        trained: what to write.
+        metrics: split -> metric -> percent, for the model card.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    description = {
+        "format": FORMAT,
+        "num_terms": trained.vectorizer.num_terms,
+        "num_labels": trained.labels.num_labels,
+        "num_points": trained.num_points,
+        "config": trained.config.to_dict(),
+    }
+    write_json(temporary / "config.json", description)
+    for name in ("encoder", "output"):
+        file = temporary / f"{name}.safetensors"
+        save_file(_state(getattr(trained.model, name)), file)
+        shutil.copymode(temporary / "config.json", file)  # safetensors makes it readable by its owner alone
+    trained.labels.save(temporary / "labels.jsonl")
+    trained.vectorizer.save(temporary)
+    write_text(temporary / "README.md", _model_card(trained, metrics))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(temporary, folder)
+
+
+def load_model(folder: Path, device: str = "auto") -> TrainedModel:
+    """Read a model folder; nothing in it is executed, and no size in it is believed before it is checked.
+
+    Args:
+        folder: model folder.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: a file is missing or damaged, a key unknown, or sizes disagree.
+    """
+    description = _read_description(folder / "config.json")
+    config = Config.from_dict(description["config"])
+    labels = Labels.load(folder / "labels.jsonl")
+    vectorizer = TfIdf.load(folder)
+    for name, found in (("num_labels", labels.num_labels), ("num_terms", vectorizer.num_terms)):
+        if description[name] != found:
+            raise ValueError(f"{folder / 'config.json'}: {name} ({description[name]}) must be {found}")
+    sizes = {"num_terms": vectorizer.num_terms, "num_labels": labels.num_labels}
+    with torch.device("meta"):
+        model = build_model(config, **sizes)
+    files = {name: folder / f"{name}.safetensors" for name in ("encoder", "output")}
+    for name, file in files.items():
+        _check_shapes(file, getattr(model, name))
+    model.to_empty(device="cpu")
+    for name, file in files.items():
+        getattr(model, name).load_state_dict(load_file(file))
+    for layer in model.output.layers():
+        if layer.indices is not None:
+            topology.check_indices(layer.indices, layer.in_features)
+    model.to(resolve_device(device)).eval()
+    points = description["num_points"]
+    return TrainedModel(model=model, config=config, labels=labels, vectorizer=vectorizer, num_points=points)
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror}); is this a model folder?") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: must be JSON; {error}") from None
+    if not isinstance(description, dict) or description.keys() != _KEYS:
+        found = sorted(description) if isinstance(description, dict) else type(description).__name__
+        raise ValueError(f"{file}: keys ({found}) must be {sorted(_KEYS)}")
+    if description["format"] != FORMAT:
+        found = description["format"]
+        raise ValueError(f"{file}: format ({found}) must be {FORMAT}; read it with the haste that wrote it")
+    for name in ("num_terms", "num_labels", "num_points"):
+        if type(description[name]) is not int or description[name] < 1:
+            raise ValueError(f"{file}: {name} ({description[name]}) must be a positive integer")
+    return description
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _check_shapes(file: Path, module: nn.Module) -> None:
+    """Raise unless the file's header lists exactly the module's tensors; reads nothing else of it."""
+    expected = {name: (_DTYPES[tensor.dtype], list(tensor.shape)) for name, tensor in module.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            found = {name: (item.get_dtype(), item.get_shape()) for name, item in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: damaged or missing; {error}") from None
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"{file}: {name} ({found.get(name)}) must be {expected.get(name)}")
+
+
+def _model_card(trained: TrainedModel, metrics: Mapping[str, Any]) -> str:
+    config, labels = trained.config, trained.labels
+    columns = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@5")
+    table = ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for split, values in metrics.items():
+        table.append(f"| {split} | " + " | ".join(f"{values[column]:.2f}" for column in columns) + " |")
+    scores = "probabilities" if config.output.loss == "bce" else "scores, not probabilities"
+    return f"""---
+library_name: haste
+pipeline_tag: text-classification
+tags: [extreme-classification, multi-label, sparse]
+---
+# Multi-label text classifier
+
+{labels.num_labels:,} labels, trained with `haste` on {trained.num_points:,} documents.
+
+- encoder: {config.encoder.kind}, {trained.vectorizer.num_terms:,} terms, {config.encoder.features} features
+- output layer: the {config.output.head_ratio:.0%} most frequent labels dense; the others read
+  {config.output.fan_in} features each, shared by groups of {config.output.group_size}
+- loss: {config.output.loss}, so its outputs are {scores}
+
+{chr(10).join(table)}
+
+```
+haste predict PATH_OF_THIS_FOLDER --text "some text"
+```
+
+The folder holds JSON, npz and safetensors only; opening it runs no code.
+"""
+
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}

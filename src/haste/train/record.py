@@ -1,0 +1,57 @@
+"""What a run leaves on record about itself: versions, device, kernels, memory, commit."""
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import haste
+from haste import ops
+from haste.bench.machine import commit, device_name, package_version
+
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit, device, threads and the kernels in force."""
+    kernels, reason = ops.kernels_in_force()
+    return {
+        "haste": haste.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "kernels": kernels,
+        "kernels_reason": reason,
+    }
+
+
+def peak_memory() -> int:
+    """Most main memory this process ever held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def model_size(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Of every part of a model: numbers in its parameters, bytes of parameters and buffers."""
+    sizes = {}
+    for name, part in model.named_children():
+        parameters = list(part.parameters())
+        sizes[name] = {
+            "parameters": sum(tensor.numel() for tensor in parameters),
+            "bytes": sum(tensor.nbytes for tensor in (*parameters, *part.buffers())),
+        }
+    return sizes

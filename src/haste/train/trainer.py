@@ -1,0 +1,301 @@
+"""A run from its settings to its folder: steps, evaluations, checkpoints, the final model."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from haste.config import Config
+from haste.data.dataset import Dataset, load_dataset
+from haste.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
+from haste.train.device import compute_settings
+from haste.train.evaluate import PROPENSITY, evaluate_split
+from haste.train.files import write_json
+from haste.train.loop import Loop
+from haste.train.model_folder import TrainedModel, save_model
+from haste.train.progress import Progress, duration, print_line
+from haste.train.record import environment, model_size, peak_memory
+from haste.train.run_folder import RunFolder
+from haste.train.signals import Interrupted, StopRequest
+
+_WINDOW = 50  # steps between two rows of the training loss
+_BEST = "nDCG@5"
+
+
+def train(config: Config, *, resume: bool = False, log: Callable[[str], None] | None = None) -> Path:
+    """Train a model and leave a run folder.
+
+    Args:
+        config: every setting of the run.
+        resume: continue the run in `run.dir` from its last checkpoint; start it where there is none.
+        log: takes lines of text; None = standard error, with a live bar where that is a terminal.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: settings or data that cannot be used, a folder in the way, or a loss that diverged.
+        Interrupted: SIGINT or SIGTERM; a checkpoint was written, the message says how to resume.
+    """
+    say = log or print_line
+    folder = RunFolder(config, resume=resume)
+    if folder.finished:
+        say(f"{folder.path} is finished already; nothing to do")
+        return folder.path
+    with compute_settings(config.run) as device:
+        started = time.perf_counter()
+        dataset = load_dataset(config.data, seed=config.run.seed, log=say)
+        if config.run.patience and dataset.dev is None:
+            raise ValueError(
+                f"run.patience ({config.run.patience}) must be 0 without a dev split; set data.dev_fraction"
+            )
+        loop = Loop(config, dataset, device)
+        folder.create(config)
+        with folder.locked(), StopRequest() as stop:
+            run = _Run(config, dataset, loop, folder, stop, log)
+            run.seconds["data"] = time.perf_counter() - started
+            if folder.last.is_symlink():
+                run.restore()
+            else:
+                loop.initialize(dataset)
+                folder.history.keep(lambda row: False)
+            run.go()
+    return folder.path
+
+
+@dataclass
+class _Place:
+    """Where a run is: completed steps, and what evaluations have said so far."""
+
+    step: int = 0
+    evaluated_step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    stale_evaluations: int = 0
+
+
+class _Run:
+    """The loop with everything around it."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        loop: Loop,
+        folder: RunFolder,
+        stop: StopRequest,
+        log: Callable[[str], None] | None,
+    ) -> None:
+        self.config, self.dataset, self.loop, self.folder, self.stop = config, dataset, loop, folder, stop
+        self.log, self.place, self.saved_step = log, _Place(), -1
+        self.fingerprint = _fingerprint(dataset)
+        self.seconds = {"data": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
+        self.evaluation_steps = max(1, round(config.run.evaluate_every * loop.steps_per_epoch))
+        self.environment = environment(loop.device)
+        self.record: dict[str, Any] = {}
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint.
+
+        Raises:
+            ValueError: a checkpoint is damaged, or the data is not what the run was started with.
+        """
+        tensors, meta = load_checkpoint(self.folder.last)
+        if meta["data"] != self.fingerprint:
+            raise ValueError(
+                f"data.path ({self.config.data.path}) must hold the documents that the run in "
+                f"{self.folder.path} was started with; restore them, or choose another run.dir"
+            )
+        self.place = place = _Place(**meta["place"])
+        self.saved_step = place.step
+        if place.best_step == place.step:  # a crash may have come between the two links
+            link_checkpoint(self.folder.last.resolve(), "best")
+        elif place.best_step is not None:
+            load_checkpoint(self.folder.best)  # better refused now than after days
+        self.loop.load(tensors, meta["loop"])
+        evaluated = place.evaluated_step == place.step
+        self.folder.history.keep(
+            lambda row: row["step"] < place.step or (row["step"] == place.step and (evaluated or row["kind"] != "dev"))
+        )
+        if self.folder.record.exists():
+            self.record = json.loads(self.folder.record.read_text(encoding="utf-8"))
+            for phase, seconds in self.record["seconds"].items():
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def go(self) -> None:
+        """Train to the end, or to a request to stop."""
+        self._write_record("running")
+        total = self.loop.total_steps
+        with Progress(total, self.config.optim.epochs, self.place.step, self.log) as progress:
+            if self.place.step:
+                progress.log(f"resuming {self.folder.path} at step {self.place.step} of {total}")
+            try:
+                self._train(progress)
+            except Interrupted:
+                self._save(["last"])
+                raise self._interrupted() from None
+            try:
+                self._finish(progress)
+            except Interrupted:
+                raise self._interrupted() from None
+
+    def _train(self, progress: Progress) -> None:
+        run, place, loop = self.config.run, self.place, self.loop
+        while True:
+            due = place.step % self.evaluation_steps == 0 or place.step == loop.total_steps
+            if due and place.evaluated_step != place.step:
+                self._evaluate(progress)
+            elif run.checkpoint_every and place.step and place.step % run.checkpoint_every == 0:
+                self._save(["last"])
+            if run.patience and place.stale_evaluations >= run.patience and place.step < loop.total_steps:
+                progress.log(f"stopping early: dev {_BEST} is best since step {place.best_step}")
+                return
+            if place.step == loop.total_steps:
+                return
+            self.stop.check()
+            started = time.perf_counter()
+            statistics = loop.step(place.step)
+            place.step += 1
+            if statistics:
+                self._note("rewire", statistics)
+            if place.step % _WINDOW == 0 or place.step == loop.total_steps:
+                rates = {f"lr_{name}": float(schedule.get_last_lr()[0]) for name, schedule in loop.schedules.items()}
+                self._note("train", {"loss": loop.window_loss(), **rates})
+                loop.empty_window()
+            seconds = time.perf_counter() - started
+            self.seconds["train"] += seconds
+            size = min(self.config.optim.batch_size, len(self.dataset.train))
+            progress.step(place.step, loss=loop.window_loss, documents=size, seconds=seconds)
+
+    def _evaluate(self, progress: Progress) -> None:
+        """Evaluate on dev where there is one, note what is best, and keep checkpoints."""
+        self.loop.window_loss()
+        place, names = self.place, ["last"]
+        if self.dataset.dev is not None:
+            metrics = self._metrics("dev")
+            self._note("dev", metrics)
+            better = place.best is None or metrics[_BEST] > place.best
+            place.stale_evaluations = 0 if better else place.stale_evaluations + 1
+            if better:
+                place.best, place.best_step = metrics[_BEST], place.step
+                names.append("best")
+            shown = "  ".join(f"{name} {metrics[name]:.2f}" for name in ("P@1", "P@3", "P@5", _BEST))
+            progress.log(f"step {place.step}: dev {shown}{'  (best)' if better else ''}")
+        place.evaluated_step = place.step
+        self.saved_step = -1
+        self._save(names)
+
+    def _finish(self, progress: Progress) -> None:
+        """Evaluate the best model, write it, and close the records; metrics.json comes last."""
+        step = self.place.step
+        if self.place.best_step is not None:
+            tensors, meta = load_checkpoint(self.folder.best)
+            self.loop.load_model(tensors)
+            step = meta["step"]
+        metrics = {name: self._metrics(name) for name in ("dev", "test") if getattr(self.dataset, name) is not None}
+        model = TrainedModel(
+            model=self.loop.model,
+            config=self.config,
+            labels=self.dataset.labels,
+            vectorizer=self.dataset.vectorizer,
+            num_points=len(self.dataset.train),
+        )
+        save_model(self.folder.model, model, metrics)
+        self._write_record("finished", model_step=step)
+        a, b = PROPENSITY
+        write_json(self.folder.metrics, {**metrics, "step": step, "propensity": {"a": a, "b": b}})
+        for name, values in metrics.items():
+            shown = "  ".join(f"{key} {values[key]:.2f}" for key in ("P@1", "P@3", "P@5", _BEST, "PSP@5"))
+            progress.log(f"{name}: {shown}  (a {a}, b {b})")
+        chosen = "the best on dev" if self.place.best_step is not None else "the last"
+        progress.log(
+            f"{self.folder.model}: the model of step {step}, {chosen}; "
+            f"{duration(sum(self.seconds.values()))}, {peak_memory() / 2**20:,.0f} MiB of memory at most"
+        )
+
+    def _metrics(self, name: str) -> dict[str, float]:
+        with self._timed("evaluate"):
+            return evaluate_split(
+                self.loop.model,
+                getattr(self.dataset, name),
+                self.dataset.labels,
+                num_points=len(self.dataset.train),
+                tick=self.stop.check,
+            )
+
+    def _save(self, names: list[str]) -> None:
+        """Write a checkpoint of this step, unless `last` is one already."""
+        if self.saved_step == self.place.step:
+            return
+        self.loop.window_loss()
+        with self._timed("checkpoint"):
+            save_checkpoint(
+                self.folder.checkpoints,
+                names,
+                step=self.place.step,
+                tensors=self.loop.tensors(),
+                meta={"place": asdict(self.place), "loop": self.loop.meta(), "data": self.fingerprint},
+                grouped=self.loop.grouped(),
+            )
+        self.saved_step = self.place.step
+        self._write_record("running")
+
+    def _note(self, kind: str, values: dict[str, float]) -> None:
+        epoch = self.place.step / self.loop.steps_per_epoch
+        row = {"kind": kind, "step": self.place.step, "epoch": round(epoch, 4), **values}
+        self.folder.history.append({**row, "seconds": round(sum(self.seconds.values()), 3)})
+
+    def _write_record(self, status: str, **more: Any) -> None:
+        data = {name: len(split) for name in ("train", "dev", "test") if (split := getattr(self.dataset, name))}
+        sizes = {
+            "terms": self.dataset.vectorizer.num_terms,
+            "labels": self.dataset.labels.num_labels,
+            "labels_outside_train": len(self.dataset.labels.names) - self.dataset.labels.num_labels,
+        }
+        memory = {"peak_memory_bytes": peak_memory()}
+        if self.loop.device.type == "cuda":
+            memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(self.loop.device)
+        self.record = {
+            "status": status,
+            "step": self.place.step,
+            "total_steps": self.loop.total_steps,
+            **more,
+            "environment": self.environment,
+            "data": {**data, **sizes},
+            "model": model_size(self.loop.model),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            **{name: max(size, self.record.get(name, 0)) for name, size in memory.items()},
+        }
+        write_json(self.folder.record, self.record)
+
+    def _interrupted(self) -> Interrupted:
+        self._write_record("interrupted")
+        return Interrupted(
+            f"stopped after step {self.place.step} of {self.loop.total_steps}; "
+            f"resume with: haste train {self.folder.config} --resume"
+        )
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - started
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Digest of the documents and labels that decide a run, as the model sees them."""
+    digest = hashlib.sha256("\0".join(dataset.labels.names).encode())
+    for split in (dataset.train, dataset.dev):
+        for matrix in (split.features, split.truth) if split is not None else ():
+            for array in (matrix.indptr, matrix.indices, matrix.data):
+                digest.update(f"{array.dtype} {array.size}".encode())
+                digest.update(array)
+    return digest.hexdigest()

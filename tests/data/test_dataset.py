@@ -1,0 +1,260 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from haste.config import Data
+from haste.data.dataset import Dataset, Labels, Split, load_dataset, truth_of
+from haste.data.formats import DataError, Record, write_jsonl
+
+
+def _records(*rows: tuple[str, str]) -> list[Record]:
+    return [Record(f"d{i}", text, tuple(labels.split())) for i, (text, labels) in enumerate(rows)]
+
+
+TRAIN = _records(
+    ("red fish blue fish", "b a b"), ("one fish two fish", "c"), ("red one", ""), ("two blue", "a"), ("red one", "a")
+)
+TEST = _records(("red one", "a zz"), ("green eggs", "yy"), ("blue fish", "b"))
+
+
+def _load(folder: Path, seed: int = 0, **settings: object) -> tuple[Dataset, list[str]]:
+    lines: list[str] = []
+    return load_dataset(Data(path=str(folder), **settings), seed=seed, log=lines.append), lines  # type: ignore[arg-type]
+
+
+def _written(folder: Path, **splits: list[Record]) -> Path:
+    for name, records in splits.items():
+        write_jsonl(folder / f"{name}.jsonl.gz", records)
+    return folder
+
+
+def test_what_is_loaded(tmp_path: Path) -> None:
+    data, lines = _load(_written(tmp_path, train=TRAIN, dev=TEST[:2], test=TEST), min_df=2)
+    assert data.labels.names == ["a", "b", "c", "yy", "zz"]
+    assert data.labels.num_labels == 3
+    assert data.labels.counts.dtype == np.int64
+    assert data.labels.counts.tolist() == [3, 1, 1]
+    assert data.vectorizer.terms == ["blue", "fish", "one", "red", "two"]
+    assert data.dev is not None
+    assert data.test is not None
+    for split, records in ((data.train, TRAIN), (data.dev, TEST[:2]), (data.test, TEST)):
+        assert len(split) == len(records)
+        assert split.ids == [record.id for record in records]
+        assert split.features.dtype == split.truth.dtype == np.float32
+        assert split.features.has_sorted_indices
+        assert split.truth.has_sorted_indices
+        expected = data.vectorizer.transform([record.text for record in records])
+        assert (split.features != expected).nnz == 0
+    assert data.train.truth.toarray().tolist() == [
+        [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]
+    ]  # fmt: skip
+    assert data.test.truth.toarray().tolist() == [[1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
+    assert lines == [
+        "train: dropped 1 repeated labels in 1 documents",
+        "train: 1 documents have no labels",
+        "train: 1 documents repeat the text of another one",
+        "dev: 1 of 2 documents have the text of a training document",
+        "test: 1 of 3 documents have the text of a training document",
+        "train: 5 documents, 2.4 terms and 1.00 labels each",
+        "dev: 2 documents, 1.0 terms and 1.50 labels each; 1 without any term of the vocabulary",
+        "test: 3 documents, 1.3 terms and 1.33 labels each; 1 without any term of the vocabulary",
+        "5 terms; 3 labels with a training document, 2 more without",
+    ]
+
+
+def test_settings_reach_the_reader_and_the_vectorizer(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"body": "aa bb aa bb", "tags": ["x"]}\n' * 3)
+    (tmp_path / "one.jsonl").open("a").write('{"body": "cc", "tags": ["y"]}\n')
+    data, _ = _load(
+        tmp_path / "one.jsonl", text="body", labels="tags", ngrams=2, min_df=1, max_features=4, dev_fraction=0
+    )
+    assert data.vectorizer.terms == ["aa", "aa bb", "bb", "bb aa"]
+    assert data.labels.names == ["x", "y"]
+    assert (data.dev, data.test) == (None, None)
+
+
+def test_path_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _written(tmp_path / ".", train=TRAIN)
+    monkeypatch.setenv("SOME_DATA", str(tmp_path))
+    assert len(load_dataset(Data(path="${SOME_DATA}"), seed=0).train) == 5
+    monkeypatch.delenv("SOME_DATA")
+    with pytest.raises(ValueError, match=r"data\.path \(\$\{SOME_DATA\}\) must only use variables that are set"):
+        load_dataset(Data(path="${SOME_DATA}"), seed=0)
+
+
+def _many(count: int) -> list[Record]:
+    return [Record(str(i), f"word{i % 7} word{i % 5}", (f"l{i % 3}",)) for i in range(count)]
+
+
+def test_dev_documents_drawn_from_train(tmp_path: Path) -> None:
+    _written(tmp_path, train=_many(200))
+    data, lines = _load(tmp_path, dev_fraction=0.1)
+    assert data.dev is not None
+    assert (len(data.train), len(data.dev)) == (180, 20)
+    assert sorted(data.train.ids + data.dev.ids, key=int) == [str(i) for i in range(200)]
+    for split in (data.train, data.dev):
+        assert split.ids == sorted(split.ids, key=int)
+        words = [f"l{int(name) % 3}" for name in split.ids]
+        assert [data.labels.names[i] for i in split.truth.indices] == words
+    assert data.labels.counts.sum() == 180
+    assert lines[0] == (
+        "no dev file: 20 of the 200 training documents, drawn at random with seed 0, "
+        "are the dev split and not trained on (data.dev_fraction 0.1)"
+    )
+    again, other = _load(tmp_path, dev_fraction=0.1)[0], _load(tmp_path, seed=1, dev_fraction=0.1)[0]
+    assert again.dev is not None
+    assert other.dev is not None
+    assert again.dev.ids == data.dev.ids
+    assert other.dev.ids != data.dev.ids
+
+
+def test_at_most_5000_dev_documents_and_never_all(tmp_path: Path) -> None:
+    data, _ = _load(_written(tmp_path, train=_many(6000)), dev_fraction=0.9)
+    assert data.dev is not None
+    assert (len(data.train), len(data.dev)) == (1000, 5000)
+    data, _ = _load(_written(tmp_path, train=_many(4)), dev_fraction=0.99, min_df=1)
+    assert data.dev is not None
+    assert (len(data.train), len(data.dev)) == (1, 3)
+
+
+def test_too_few_documents_for_a_dev_split(tmp_path: Path) -> None:
+    data, lines = _load(_written(tmp_path, train=TRAIN), dev_fraction=0.05)
+    assert data.dev is None
+    assert "no dev split: no dev file, and data.dev_fraction (0.05) of 5 is none" in lines
+
+
+def test_labels_of_a_dev_document_only_are_not_trained(tmp_path: Path) -> None:
+    records = [Record(str(i), "aa bb", (f"only{i}",)) for i in range(10)]
+    data, _ = _load(_written(tmp_path, train=records), dev_fraction=0.2)
+    assert data.dev is not None
+    assert data.labels.num_labels == 8
+    assert data.labels.names[8:] == [f"only{i}" for i in data.dev.ids]
+    assert data.dev.truth.indices.tolist() == [8, 9]
+
+
+def test_batch(tmp_path: Path) -> None:
+    data, _ = _load(_written(tmp_path, train=TRAIN, test=TEST), min_df=1, dev_fraction=0)
+    rows = np.array([4, 0, 0, 2])
+    (offsets, terms, values), (label_offsets, labels) = data.train.batch(rows)
+    assert [t.dtype for t in (offsets, terms, label_offsets, labels)] == [torch.int64] * 4
+    assert values.dtype == torch.float32
+    expected = data.train.features[rows]
+    dense = torch.zeros(4, data.vectorizer.num_terms)
+    for i in range(4):
+        dense[i, terms[offsets[i] : offsets[i + 1]]] = values[offsets[i] : offsets[i + 1]]
+    assert np.array_equal(dense.numpy(), expected.toarray())
+    assert label_offsets.tolist() == [0, 1, 3, 5, 5]
+    assert labels.tolist() == [0, 0, 1, 0, 1]
+
+
+def test_batch_leaves_out_labels_without_a_row(tmp_path: Path) -> None:
+    data, _ = _load(_written(tmp_path, train=TRAIN, test=TEST), dev_fraction=0)
+    assert data.test is not None
+    (offsets, _, values), (label_offsets, labels) = data.test.batch(np.arange(3))
+    assert offsets.tolist() == [0, 2, 2, 4]  # the second document has no known term
+    assert len(values) == 4
+    assert label_offsets.tolist() == [0, 1, 1, 2]
+    assert labels.tolist() == [0, 1]
+
+
+def test_batch_does_not_share_memory_with_the_split(tmp_path: Path) -> None:
+    data, _ = _load(_written(tmp_path, train=TRAIN), dev_fraction=0)
+    before = data.train.features.toarray()
+    (_, _, values), _ = data.train.batch(np.arange(5))
+    values.zero_()
+    assert np.array_equal(data.train.features.toarray(), before)
+
+
+def test_truth_of_gives_unknown_labels_columns_of_their_own() -> None:
+    truth = truth_of([["b", "new", "b"], [], ["newer", "a"], ("new",)], ["a", "b"])
+    assert truth.dtype == np.float32
+    assert truth.toarray().tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]]
+    assert truth_of([], ["a", "b"]).shape == (0, 2)
+
+
+def test_labels_saved_and_loaded(tmp_path: Path) -> None:
+    labels = Labels(["a", "é\u2028", "later"], np.array([5, 1]))
+    labels.save(tmp_path / "labels.jsonl")
+    loaded = Labels.load(tmp_path / "labels.jsonl")
+    assert loaded.names == labels.names
+    assert loaded.counts.tolist() == [5, 1]
+    assert loaded.counts.dtype == np.int64
+    assert loaded.num_labels == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"label": "b"}', 'must be {"label": name, "count": whole number}'),
+        ('{"label": "b", "count": 1, "x": 1}', 'must be {"label": name, "count": whole number}'),
+        ('{"label": "b", "count": true}', 'must be {"label": name, "count": whole number}'),
+        ('{"label": 3, "count": 1}', 'must be {"label": name, "count": whole number}'),
+        ('{"label": "a", "count": 0}', "label 'a' stands in an earlier line too"),
+        ('{"label": "b", "count": 1}', "count (1) must be above 0, or 0 from here to the end"),
+        ('{"label": "b", "count": -1}', "count (-1) must be above 0, or 0 from here to the end"),
+        ('{"label": "b", "count": 9223372036854775808}', "count (9223372036854775808) must be above 0"),
+        ("[]", "found a list, must be a JSON object; write one object on each line"),
+    ],
+)
+def test_labels_file_with_something_else(tmp_path: Path, line: str, problem: str) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"label": "a", "count": 2}\n{"label": "z", "count": 0}\n' + line)
+    with pytest.raises(DataError) as caught:
+        Labels.load(path)
+    assert str(caught.value).startswith(f"{path}:3: {problem}")
+
+
+def test_empty_split_and_data_without_labels(tmp_path: Path) -> None:
+    _written(tmp_path, train=TRAIN, test=[])
+    with pytest.raises(DataError) as caught:
+        _load(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'test.jsonl.gz'}: holds no documents; remove the file or write one JSON object a line"
+    )
+    _written(tmp_path, train=[Record("a", "aa bb", ())] * 3, test=TEST)
+    with pytest.raises(DataError) as caught:
+        _load(tmp_path, min_df=1)
+    assert str(caught.value) == f"{tmp_path}: no training document has a label; check data.labels (labels)"
+
+
+def test_malformed_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "aa", "labels": []}\n{"text": "aa"}\n')
+    with pytest.raises(DataError, match=r"train\.jsonl:2: no key 'labels'"):
+        _load(tmp_path)
+
+
+def test_reading_jsonl_imports_no_scikit_learn(tmp_path: Path) -> None:
+    _written(tmp_path, train=TRAIN)
+    code = (
+        "import sys; from haste.config import Data; from haste.data.dataset import load_dataset; "
+        f"load_dataset(Data(path={str(tmp_path)!r}), seed=0); "
+        "print([name for name in ('sklearn', 'pyarrow', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _shared_data(name: str) -> Path:
+    root = os.environ.get("HASTE_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(root) / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set HASTE_DATA to the folder of the data sets")
+    return folder
+
+
+@pytest.mark.slow
+def test_eurlex57k() -> None:
+    data, _ = _load(_shared_data("eurlex57k"), min_df=3)
+    splits = [data.train, data.dev, data.test]
+    assert all(isinstance(split, Split) for split in splits)
+    assert [len(split) for split in splits if split] == [45000, 6000, 6000]
+    assert data.labels.num_labels == 4108
+    assert len(data.labels.names) == 4271
+    assert data.vectorizer.num_terms == 28101
+    assert round(data.train.truth.nnz / 45000, 2) == 5.07

@@ -1,0 +1,43 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from haste.train.files import JsonLines, write_json, write_lines, write_text
+
+
+def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_text(path, "old")
+    write_json(path, {"é": [1, None]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, None]}
+    assert [item.name for item in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_lines_that_fail_half_way_leave_the_old_file(tmp_path: Path) -> None:
+    def lines() -> Iterator[str]:
+        yield "first"
+        raise ValueError("second")
+
+    path = tmp_path / "x.jsonl"
+    path.write_text("old\n")
+    with pytest.raises(ValueError, match="second"):
+        write_lines(path, lines())
+    assert path.read_text() == "old\n"
+    assert [item.name for item in tmp_path.iterdir()] == ["x.jsonl"]
+    write_lines(path, iter(["a", "b"]))
+    assert path.read_text() == "a\nb\n"
+
+
+def test_kept_rows_stay_byte_for_byte_and_a_cut_line_goes(tmp_path: Path) -> None:
+    history = JsonLines(tmp_path / "x.jsonl")
+    for step in range(4):
+        history.append({"step": step, "loss": step / 3})
+    before = (tmp_path / "x.jsonl").read_text().splitlines()
+    with open(tmp_path / "x.jsonl", "a") as file:
+        file.write('{"step": 1, "lo')
+    history.keep(lambda row: row["step"] <= 2)
+    assert (tmp_path / "x.jsonl").read_text().splitlines() == before[:3]
+    history.append({"step": 3, "loss": 1.0})
+    assert (tmp_path / "x.jsonl").read_text().splitlines() == before

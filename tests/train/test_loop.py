@@ -1,0 +1,123 @@
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from haste.config import Config
+from haste.data.dataset import load_dataset
+from haste.train.checkpoint import load_checkpoint, save_checkpoint
+from haste.train.loop import Loop
+
+CPU = torch.device("cpu")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gradient": {},
+    "random": {"rewire": {"interval": 3, "regrow": "random"}},
+    "unfused": {"optim": {"output": {"fused": False}}},
+    "momentum": {"optim": {"output": {"momentum": 0.9, "weight_decay": 1e-3}}},
+    "adamw": {"optim": {"output": {"name": "adamw", "lr": 1e-3}}},
+    "bfloat16": {"output": {"dtype": "bfloat16"}},
+    "slice": {"output": {"private_features": "slice", "fan_in": 8}},
+    "projection": {"output": {"private_features": "projection"}},
+    "hidden": {"encoder": {"hidden": 16}},
+    "dense": {"output": {"fan_in": 32}},
+    "all head": {"output": {"head_ratio": 1.0}},
+    "no head": {"output": {"head_ratio": 0.0}},
+    "hinge": {"output": {"loss": "squared_hinge"}},
+}
+
+
+def make_loop(config: Config) -> Loop:
+    dataset = load_dataset(config.data, seed=config.run.seed, log=lambda text: None)
+    loop = Loop(config, dataset, CPU)
+    loop.initialize(dataset)
+    return loop
+
+
+def test_every_epoch_visits_every_document_once(tiny_config: Callable[..., Config]) -> None:
+    loop = make_loop(tiny_config(optim={"batch_size": 50}))
+    epochs = [np.concatenate([loop.rows(step) for step in range(epoch * 5, epoch * 5 + 5)]) for epoch in range(2)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(240))
+    assert not np.array_equal(*epochs)
+    assert np.array_equal(make_loop(tiny_config(optim={"batch_size": 50})).rows(7), loop.rows(7))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_after_a_checkpoint_is_bitwise_the_same(
+    tiny_config: Callable[..., Config], tmp_path: Path, variant: str
+) -> None:
+    config = tiny_config(**VARIANTS[variant])
+    loop = make_loop(config)
+    statistics = []
+    for step in range(14):
+        if step == 8:
+            save_checkpoint(
+                tmp_path / "c", ["last"], step=step, tensors=loop.tensors(), meta=loop.meta(), max_part_bytes=500
+            )
+        statistics.append(loop.step(step))
+    assert any(statistics) == (variant not in ("dense", "all head"))
+
+    resumed = Loop(config, load_dataset(config.data, seed=0, log=lambda text: None), CPU)
+    resumed.load(*load_checkpoint(tmp_path / "c" / "last"))
+    for step in range(8, 14):
+        assert resumed.step(step) == statistics[step]
+    expected, found = loop.tensors(), resumed.tensors()
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert resumed.window_loss() == loop.window_loss()
+
+
+def test_group_tensors_are_those_of_the_layers(tiny_config: Callable[..., Config]) -> None:
+    loop = make_loop(tiny_config(**VARIANTS["momentum"]))
+    loop.step(0)
+    assert sorted(loop.grouped()) == sorted(
+        [f"model.output.{part}.{name}" for part in ("head", "tail") for name in ("weight", "bias")]
+        + ["model.output.tail.indices", "model.output.tail.regrown"]
+        + [
+            f"output_optimizer.output.{part}.{name}.momentum_buffer"
+            for part in ("head", "tail")
+            for name in ("weight", "bias")
+        ]
+    )
+
+
+def test_fused_and_ordinary_passes_train_alike(tiny_config: Callable[..., Config]) -> None:
+    loops = [
+        make_loop(tiny_config(optim={"output": {"fused": fused}}, rewire={"interval": 0})) for fused in (True, False)
+    ]
+    for loop in loops:
+        for step in range(5):
+            loop.step(step)
+    fused, ordinary = (loop.tensors() for loop in loops)
+    for name, tensor in ordinary.items():
+        torch.testing.assert_close(fused[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_learning_rates_rise_and_fall_without_warnings(tiny_config: Callable[..., Config]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop = make_loop(tiny_config())
+        rates = []
+        for step in range(loop.total_steps):
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in loop.optimizers.values()])
+            loop.step(step)
+    encoder, output = np.array(rates).T
+    assert encoder.max() == pytest.approx(0.05)
+    assert output.max() == pytest.approx(0.05)
+    assert encoder.argmax() == output.argmax() == 3
+    assert (np.diff(encoder[3:]) < 0).all()
+    assert 0 < encoder[-1] < 1e-3
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tiny_config: Callable[..., Config]) -> None:
+    loop = make_loop(tiny_config())
+    loop.step(0)
+    assert 0 < loop.window_loss() < 100
+    loop.loss_sum += float("nan")
+    with pytest.raises(ValueError, match=r"training loss \(nan\) must stay finite; lower optim.encoder.lr \(0.05\)"):
+        loop.window_loss()
