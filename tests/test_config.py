@@ -55,7 +55,7 @@ def test_keys_of_a_partial_file_can_be_checked_alone() -> None:
         ("data", {"min_df": 0}, r"data.min_df \(0\) must be at least 1"),
         ("data", {"max_features": 0}, r"data.max_features \(0\) must be at least 1"),
         ("data", {"dev_fraction": 1.0}, r"data.dev_fraction \(1.0\)"),
-        ("data", {"format": "csv"}, r"data.format \(csv\) must be one of auto, jsonl"),
+        ("data", {"format": "xlsx"}, r"data.format \(xlsx\) must be one of auto, jsonl"),
         ("encoder", {"dropout": 1.0}, r"encoder.dropout \(1.0\)"),
         ("encoder", {"hidden": -1}, r"encoder.hidden \(-1\)"),
         ("output", {"fan_in": 800}, r"output.fan_in \(800\) must not exceed encoder.features \(768\); lower"),

@@ -28,7 +28,9 @@ def run(argv: list[str]) -> None:
         records = iter([Record(id="1", text=options.text, labels=())])
     else:
         data = trained.config.data
-        records = read_jsonl(options.input, text=data.text, labels=data.labels, require_labels=False)
+        records = read_jsonl(
+            options.input, text=data.text or "text", labels=data.labels or "labels", require_labels=False
+        )
     rows = predict(trained, records, options.top_k)
     if options.output is not None:
         write_lines(options.output, (json.dumps(row, ensure_ascii=False) for row in rows))

@@ -142,7 +142,7 @@ def load_dataset(config: Data, *, seed: int, log: Callable[[str], None] = _logge
     for label in chain.from_iterable(train.labels):
         counted[label] = counted.get(label, 0) + 1
     if not counted:
-        raise DataError(f"{path}: no training document has a label; check data.labels ({config.labels})")
+        raise DataError(f"{path}: no training document has a label; check data.labels ({config.labels or 'labels'})")
     trained = sorted(counted)
     every = {label for part in documents.values() for label in chain.from_iterable(part.labels)}
     names = trained + sorted(every - counted.keys())
@@ -195,7 +195,7 @@ def _int64(array: np.ndarray) -> torch.Tensor:
 def _read(path: Path, name: str, config: Data, log: Callable[[str], None]) -> _Documents:
     documents = _Documents([], [], [])
     repeated = affected = unlabelled = 0
-    for record in read_jsonl(path, text=config.text, labels=config.labels):
+    for record in read_jsonl(path, text=config.text or "text", labels=config.labels or "labels"):
         labels = tuple(dict.fromkeys(record.labels))
         repeated += len(record.labels) - len(labels)
         affected += len(record.labels) > len(labels)

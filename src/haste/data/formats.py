@@ -5,26 +5,13 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_SPLITS = ("train", "dev", "test")
+from haste.data.source import SPLITS, DataError, Record
+
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _BOM = b"\xef\xbb\xbf"
-
-
-class DataError(ValueError):
-    """A file of documents that cannot be used; the message starts with "path:line: ", or "path: "."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One document: its id, its text and the names of its labels, as they stand in the file."""
-
-    id: str
-    text: str
-    labels: tuple[str, ...]
 
 
 def read_jsonl(
@@ -71,7 +58,7 @@ def find_splits(path: str | Path) -> dict[str, Path]:
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; check data.path")
     splits = {}
-    for name in _SPLITS:
+    for name in SPLITS:
         found = [path / (name + suffix) for suffix in _SUFFIXES if (path / (name + suffix)).is_file()]
         if len(found) > 1:
             raise DataError(f"{path}: holds both {found[0].name} and {found[1].name}; keep one of them")

@@ -200,7 +200,7 @@ def read_split(trained: TrainedModel, split: str, path: str) -> Split:
         return documents
     if split not in files:
         raise DataError(f"{folder}: there is no {split} split; found {', '.join(files)}")
-    records = list(read_jsonl(files[split], text=data.text, labels=data.labels))
+    records = list(read_jsonl(files[split], text=data.text or "text", labels=data.labels or "labels"))
     if not records:
         raise DataError(f"{files[split]}: holds no documents")
     truth = truth_of([record.labels for record in records], trained.labels.names)

@@ -1,0 +1,236 @@
+"""The sections of a configuration: every setting, what it means, its default and its limits."""
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from haste.config._checked import Checked, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Checked):
+    """Where the documents and labels come from and how text becomes terms.
+
+    path: folder or file of documents, or what the names of its files begin with; ${NAME} is read from the environment
+    dev: a file of dev documents, where path is the one of train
+    test: a file of test documents, where path is the one of train
+    format: auto finds it from names and content
+    input: what is read where there are both texts and given features (auto = text)
+    text: key or column of the text; several, joined by a space, as title+body (null = text; lf: title+content)
+    labels: key or column of the labels (null = labels)
+    id: key or column of the documents' ids (null = id, where there is one)
+    separator: between the labels in a string (null = found from the first documents)
+    filter: never predict the pairs of document and label that filter files list
+    max_features: keep only the most frequent terms (null = all)
+    ngrams: 1 = single words, 2 = words and pairs of words
+    min_df: drop terms found in fewer documents than this
+    dev_fraction: part of train used as dev where there is no dev file (0 = no dev split)
+    cache: folder of the data sets made from the files (null = $HASTE_CACHE, else ~/.cache/haste)
+    """
+
+    _section: ClassVar[str] = "data"
+    path: str
+    dev: str | None = None
+    test: str | None = None
+    format: Literal["auto", "jsonl", "csv", "parquet", "bow", "split", "npz", "raw", "lf", "haste"] = "auto"
+    input: Literal["auto", "text", "features"] = "auto"
+    text: str | None = None
+    labels: str | None = None
+    id: str | None = None
+    separator: str | None = None
+    filter: bool = True
+    max_features: int | None = None
+    ngrams: int = 1
+    min_df: int = 2
+    dev_fraction: float = 0.05
+    cache: str | None = None
+
+    def _check(self) -> None:
+        for name in ("path", "dev", "test", "text", "labels", "id", "separator", "cache"):
+            require(getattr(self, name) != "", self._key(name), "''", "not be empty")
+        require(self.ngrams in (1, 2), "data.ngrams", self.ngrams, "be 1 (unigrams) or 2 (uni- and bigrams)")
+        self._at_least(1, "max_features", "min_df")
+        require(0 <= self.dev_fraction < 1, "data.dev_fraction", self.dev_fraction, "be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Checked):
+    """The text model: turns a document into numbers for the output layer.
+
+    kind: bag = weighted sum of the embeddings of terms (tf-idf, or given sparse features), features = given features
+    features: width of its output; 0 = as wide as given features, which then go straight to the output layer
+    hidden: width of a hidden layer (0 = none)
+    dropout: probability of dropping a feature in training
+    normalize: scale the input of every document to unit length
+    """
+
+    _section: ClassVar[str] = "encoder"
+    kind: Literal["bag", "features"] = "bag"
+    features: int = 768
+    hidden: int = 0
+    dropout: float = 0.5
+    normalize: bool = True
+
+    def _check(self) -> None:
+        self._at_least(0, "features", "hidden")
+        straight = self.features == 0
+        allowed = not straight or (self.kind == "features" and self.hidden == 0)
+        require(allowed, "encoder.features", 0, "be at least 1 unless encoder.kind is features and encoder.hidden 0")
+        require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Checked):
+    """The label model: a dense head of frequent labels and a sparse tail.
+
+    fan_in: inputs each tail label reads; equal to encoder.features makes the tail dense
+    group_size: tail labels that share their inputs
+    head_ratio: part of the labels, the most frequent, that reads every feature
+    grouping: how tail labels are put into groups
+    private_features: whether head and tail read their own features
+    loss: bce gives probabilities, squared_hinge scores
+    dtype: of the weights
+    bias_init: prior = log odds of each label in train, zero
+    """
+
+    _section: ClassVar[str] = "output"
+    fan_in: int = 128
+    group_size: int = 16
+    head_ratio: float = 0.1
+    grouping: Literal["semantic", "frequency", "random"] = "semantic"
+    private_features: Literal["none", "slice", "projection"] = "none"
+    loss: Literal["bce", "squared_hinge"] = "bce"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    bias_init: Literal["prior", "zero"] = "prior"
+
+    def _check(self) -> None:
+        self._at_least(1, "fan_in", "group_size")
+        require(0 <= self.head_ratio <= 1, "output.head_ratio", self.head_ratio, "be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewire(Checked):
+    """When and how links of the tail are replaced during training.
+
+    interval: steps between two replacements (0 = never)
+    fraction: part of the links replaced each time
+    end: part of all steps after which links stay
+    regrow: new links at random, or where the gradient is largest
+    scope: weakest links within each group, or over all groups
+    threshold: drop links weaker than this instead of a fraction (null = off)
+    schedule: cosine anneals the fraction to 0 at the end
+    init: value of new links
+    """
+
+    _section: ClassVar[str] = "rewire"
+    interval: int = 300
+    fraction: float = 0.25
+    end: float = 0.66
+    regrow: Literal["random", "gradient"] = "gradient"
+    scope: Literal["group", "global"] = "group"
+    threshold: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    init: Literal["zero", "uniform"] = "zero"
+
+    def _check(self) -> None:
+        self._at_least(0, "interval", "threshold")
+        require(0 <= self.fraction <= 1, "rewire.fraction", self.fraction, "be in [0, 1]")
+        require(0 <= self.end <= 1, "rewire.end", self.end, "be in [0, 1], a fraction of all steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimEncoder(Checked):
+    """The encoder's optimizer.
+
+    name: update rule
+    lr: learning rate after warm-up
+    weight_decay: adamw: decoupled, sgd: added to the gradient
+    """
+
+    _section: ClassVar[str] = "optim.encoder"
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 5e-3
+    weight_decay: float = 0.0
+
+    def _check(self) -> None:
+        self._at_least(0, "lr", "weight_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimOutput(Checked):
+    """The output layer's optimizer.
+
+    name: update rule
+    lr: learning rate after warm-up; the loss is summed over the batch
+    momentum: of sgd (0 = none, and no memory for it)
+    weight_decay: of weights, never of biases
+    fused: update weights inside the pass that computes the loss (least memory)
+    """
+
+    _section: ClassVar[str] = "optim.output"
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    fused: bool = True
+
+    def _check(self) -> None:
+        self._at_least(0, "lr", "weight_decay")
+        require(0 <= self.momentum < 1, "optim.output.momentum", self.momentum, "be in [0, 1)")
+        allowed = self.name == "sgd" or self.momentum == 0
+        require(allowed, "optim.output.momentum", self.momentum, "be 0 with optim.output.name adamw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim(Checked):
+    """Length of training, batches and both optimizers; both follow a warm-up and a cosine to 0.
+
+    epochs: passes over train
+    batch_size: documents a step
+    warmup_steps: steps over which learning rates rise from 0
+    """
+
+    _section: ClassVar[str] = "optim"
+    epochs: int = 10
+    batch_size: int = 256
+    warmup_steps: int = 100
+    encoder: OptimEncoder = field(default_factory=OptimEncoder)
+    output: OptimOutput = field(default_factory=OptimOutput)
+
+    def _check(self) -> None:
+        self._at_least(1, "epochs", "batch_size")
+        self._at_least(0, "warmup_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Checked):
+    """Where and on what a run happens, how often it is evaluated and kept.
+
+    dir: folder of the run; ${NAME} is read from the environment
+    seed: of everything random
+    device: auto, cpu, cuda or cuda:N
+    threads: CPU threads (null = PyTorch's choice)
+    evaluate_every: epochs between evaluations on dev
+    patience: stop after this many evaluations without a better dev nDCG@5 (0 = never)
+    checkpoint_every: steps between checkpoints besides those at evaluations (0 = none)
+    deterministic: on a GPU, bitwise the same result each time, at some cost in speed
+    """
+
+    _section: ClassVar[str] = "run"
+    dir: str = "runs/last"
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    evaluate_every: float = 1.0
+    patience: int = 0
+    checkpoint_every: int = 0
+    deterministic: bool = False
+
+    def _check(self) -> None:
+        require(self.dir != "", "run.dir", "''", "not be empty")
+        require(0 <= self.seed < 2**63, "run.seed", self.seed, "be in [0, 2^63)")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        require(known is not None, "run.device", self.device, "be auto, cpu, cuda or cuda:N")
+        self._at_least(1, "threads")
+        require(self.evaluate_every > 0, "run.evaluate_every", self.evaluate_every, "be more than 0 epochs")
+        self._at_least(0, "patience", "checkpoint_every")
