@@ -102,7 +102,7 @@ def test_documents_without_terms() -> None:
 def test_terms_out_of_range(term: int, found: str) -> None:
     terms = TERMS.clone()
     terms[2] = term
-    with pytest.raises(ValueError, match=rf"terms \({found}\) must be in \[0, 20\), num_terms; encode texts with the"):
+    with pytest.raises(ValueError, match=rf"terms \({found}\) must be in \[0, 20\), num_inputs; encode texts with the"):
         Bag(20, 9)((OFFSETS, terms, VALUES))
 
 

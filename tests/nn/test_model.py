@@ -10,7 +10,7 @@ from haste import optim
 from haste.config import Config
 from haste.nn import Model, build_model, initialize_output
 
-NUM_TERMS, NUM_LABELS, NUM_POINTS = 40, 30, 60
+NUM_INPUTS, NUM_LABELS, NUM_POINTS = 40, 30, 60
 
 
 def _config(**output: Any) -> Config:
@@ -23,7 +23,7 @@ def _config(**output: Any) -> Config:
 def _data() -> tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix, np.ndarray]:
     """Return documents, truth with columns for labels that the layer has not, and training frequencies."""
     rng = np.random.default_rng(0)
-    features = scipy.sparse.random(NUM_POINTS, NUM_TERMS, 0.2, format="csr", dtype=np.float32, random_state=rng)
+    features = scipy.sparse.random(NUM_POINTS, NUM_INPUTS, 0.2, format="csr", dtype=np.float32, random_state=rng)
     truth = scipy.sparse.random(NUM_POINTS, NUM_LABELS + 2, 0.1, format="csr", dtype=np.float32, random_state=rng)
     truth.data[:] = 1
     return features, truth, np.asarray(truth[:, :NUM_LABELS].sum(axis=0)).ravel().astype(np.int64)
@@ -39,7 +39,7 @@ def _batch(features: scipy.sparse.csr_matrix) -> tuple[Tensor, Tensor, Tensor]:
 
 def _ready(**output: Any) -> tuple[Model, np.ndarray]:
     config, (features, truth, counts) = _config(**output), _data()
-    model = build_model(config, num_terms=NUM_TERMS, num_labels=NUM_LABELS)
+    model = build_model(config, num_inputs=NUM_INPUTS, num_labels=NUM_LABELS)
     initialize_output(model, config, features=features, truth=truth, counts=counts)
     return model, counts
 

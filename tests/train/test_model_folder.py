@@ -21,7 +21,7 @@ def make(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[..., tu
         config = tiny_config(**changes)
         dataset = load_dataset(config.data, seed=0, log=lambda text: None)
         labels, vectorizer = dataset.labels, dataset.vectorizer
-        model = build_model(config, num_terms=vectorizer.num_terms, num_labels=labels.num_labels)
+        model = build_model(config, num_inputs=vectorizer.num_terms, num_labels=labels.num_labels)
         generator = torch.Generator().manual_seed(1)
         model.output.set_label_order(torch.randperm(labels.num_labels, generator=generator))
         trained = TrainedModel(model=model, config=config, labels=labels, vectorizer=vectorizer, num_points=240)
@@ -90,7 +90,7 @@ def edit_json(file: Path, *keys: str, value: Any) -> None:
         (["format"], 2, r"config.json: format \(2\) must be 1"),
         (["num_labels"], 31, r"num_labels \(31\) must be 30"),
         (["num_labels"], "30", r"num_labels \(30\) must be a positive integer"),
-        (["num_terms"], 10**15, r"num_terms \(1000000000000000\) must be 90"),
+        (["num_inputs"], 10**15, r"num_inputs \(1000000000000000\) must be 90"),
         (["config", "encoder", "features"], 10**12, r"encoder.safetensors: bias \(\('F32', \[32\]\)\) must be"),
         (["config", "encoder", "hidden"], 10**9, r"encoder.safetensors: "),
         (["config", "output", "group_size"], 10**12, r"output.safetensors: "),

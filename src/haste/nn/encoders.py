@@ -48,7 +48,7 @@ class Bag(nn.Module):
         h = relu(sum_t value_t embedding[term_t] + bias);  h = relu(W dropout(h) + b) for a hidden layer
 
     Args:
-        num_terms: V, rows of the embedding.
+        num_inputs: V, rows of the embedding.
         features: width of the result.
         hidden: width of the embedding where a layer ``Linear(hidden, features)`` follows; 0 for none.
         dropout: before that layer.
@@ -57,16 +57,16 @@ class Bag(nn.Module):
     The embedding's gradient is row-sparse: only the terms of the batch are updated.
     """
 
-    def __init__(self, num_terms: int, features: int, hidden: int = 0, dropout: float = 0.0, *, seed: int = 0) -> None:
+    def __init__(self, num_inputs: int, features: int, hidden: int = 0, dropout: float = 0.0, *, seed: int = 0) -> None:
         super().__init__()
-        if num_terms < 1 or features < 1 or hidden < 0:
+        if num_inputs < 1 or features < 1 or hidden < 0:
             raise ValueError(
-                f"num_terms ({num_terms}) and features ({features}) must be at least 1, hidden ({hidden}) at least 0"
+                f"num_inputs ({num_inputs}) and features ({features}) must be at least 1, hidden ({hidden}) at least 0"
             )
         generator = torch.Generator().manual_seed(seed)
         width = hidden or features
         self.dropout = dropout
-        self.embedding = nn.Parameter(torch.randn((num_terms, width), generator=generator).mul_(_INITIAL_SCALE))
+        self.embedding = nn.Parameter(torch.randn((num_inputs, width), generator=generator).mul_(_INITIAL_SCALE))
         self.bias = nn.Parameter(torch.zeros(width))
         self.linear = None
         if hidden:
@@ -88,12 +88,12 @@ class Bag(nn.Module):
         return h
 
 
-def _check_terms(terms: Tensor, num_terms: int) -> None:
+def _check_terms(terms: Tensor, num_inputs: int) -> None:
     if terms.device.type != "cpu" or not len(terms):
         return
     low, high = int(terms.min()), int(terms.max())
-    if low < 0 or high >= num_terms:
+    if low < 0 or high >= num_inputs:
         raise ValueError(
-            f"terms ({low} to {high}) must be in [0, {num_terms}), num_terms; encode texts with the vectorizer that "
+            f"terms ({low} to {high}) must be in [0, {num_inputs}), num_inputs; encode texts with the vectorizer that "
             "this encoder was trained with"
         )

@@ -51,16 +51,17 @@ class Model(nn.Module):
         return [*self.encoder.parameters(), *self.output.projection_parameters()]
 
 
-def build_model(config: Config, *, num_terms: int, num_labels: int) -> Model:
+def build_model(config: Config, *, num_inputs: int, num_labels: int, dense_inputs: bool = False) -> Model:
     """Return the model of a configuration, initialised from its seed, rows in label order 0 .. num_labels - 1.
 
     Args:
         config: keys encoder, output, run.seed.
-        num_terms: size of the vocabulary.
+        num_inputs: terms of the vocabulary, or columns of given features.
         num_labels: labels with a training positive.
+        dense_inputs: whether the features are given as rows of numbers, not as CSR.
     """
     encoder = Bag(
-        num_terms,
+        num_inputs,
         config.encoder.features,
         config.encoder.hidden,
         config.encoder.dropout,

@@ -34,8 +34,8 @@ class Loop:
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.train = config, device, dataset.train
         seed = config.run.seed
-        sizes = {"num_terms": dataset.vectorizer.num_terms, "num_labels": dataset.labels.num_labels}
-        self.model = build_model(config, **sizes).to(device)
+        num_inputs, num_labels = dataset.vectorizer.num_terms, dataset.labels.num_labels
+        self.model = build_model(config, num_inputs=num_inputs, num_labels=num_labels).to(device)
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.optim.batch_size)
         self.total_steps = config.optim.epochs * self.steps_per_epoch
         settings, output = config.optim, config.optim.output

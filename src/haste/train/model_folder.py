@@ -25,7 +25,7 @@ from haste.train.device import resolve_device
 from haste.train.files import write_json, write_text
 
 FORMAT = 1
-_KEYS = {"format", "num_terms", "num_labels", "num_points", "config"}
+_KEYS = {"format", "num_inputs", "num_labels", "num_points", "config"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def save_model(folder: Path, trained: TrainedModel, metrics: Mapping[str, Any]) 
     temporary.mkdir(parents=True)
     description = {
         "format": FORMAT,
-        "num_terms": trained.vectorizer.num_terms,
+        "num_inputs": trained.vectorizer.num_terms,
         "num_labels": trained.labels.num_labels,
         "num_points": trained.num_points,
         "config": trained.config.to_dict(),
@@ -86,12 +86,11 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
     config = Config.from_dict(description["config"])
     labels = Labels.load(folder / "labels.jsonl")
     vectorizer = TfIdf.load(folder)
-    for name, found in (("num_labels", labels.num_labels), ("num_terms", vectorizer.num_terms)):
+    for name, found in (("num_labels", labels.num_labels), ("num_inputs", vectorizer.num_terms)):
         if description[name] != found:
             raise ValueError(f"{folder / 'config.json'}: {name} ({description[name]}) must be {found}")
-    sizes = {"num_terms": vectorizer.num_terms, "num_labels": labels.num_labels}
     with torch.device("meta"):
-        model = build_model(config, **sizes)
+        model = build_model(config, num_inputs=vectorizer.num_terms, num_labels=labels.num_labels)
     files = {name: folder / f"{name}.safetensors" for name in ("encoder", "output")}
     for name, file in files.items():
         _check_shapes(file, getattr(model, name))
@@ -119,7 +118,7 @@ def _read_description(file: Path) -> dict[str, Any]:
     if description["format"] != FORMAT:
         found = description["format"]
         raise ValueError(f"{file}: format ({found}) must be {FORMAT}; read it with the haste that wrote it")
-    for name in ("num_terms", "num_labels", "num_points"):
+    for name in ("num_inputs", "num_labels", "num_points"):
         if type(description[name]) is not int or description[name] < 1:
             raise ValueError(f"{file}: {name} ({description[name]}) must be a positive integer")
     return description
