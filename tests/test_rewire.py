@@ -129,7 +129,7 @@ def test_how_many_links_a_group_replaces(fraction: float, in_features: int, fan_
 def test_nothing_happens_without_a_fraction() -> None:
     layer = linear()
     before = copy.deepcopy(layer.state_dict())
-    assert layer.rewire(0.0)["fraction"] == 0
+    assert layer.rewire(0.0, step=1)["fraction"] == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
 
 
@@ -301,20 +301,20 @@ def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
     layer = linear()
     before = layer.indices.clone()
     with pytest.raises(ValueError, match=message):
-        layer.rewire(**({"fraction": 0.5} | settings))
+        layer.rewire(**({"fraction": 0.5, "step": 1} | settings))
     assert torch.equal(layer.indices, before)
     layer.state_dict()  # still usable
 
 
 def test_a_dense_layer_cannot_be_rewired() -> None:
     with pytest.raises(ValueError, match=r"fan_in \(37\) must be below in_features to rewire; this layer is dense"):
-        linear("dense").rewire(0.5)
+        linear("dense").rewire(0.5, step=1)
 
 
 def test_an_optimizer_of_other_parameters() -> None:
     layer, other = linear(), linear()
     with pytest.raises(ValueError, match="optimizer must hold the weight of this layer; pass the one that trains it"):
-        layer.rewire(0.5, torch.optim.AdamW(other.parameters()))
+        layer.rewire(0.5, torch.optim.AdamW(other.parameters()), step=1)
 
 
 # Schedule

@@ -274,7 +274,7 @@ def test_features_of_another_width(width: int) -> None:
         lambda: layer.loss(features, positives),
         lambda: layer.step(features, positives, update),
         lambda: layer.topk(features, 3),
-        lambda: layer.rewire(0.5, regrow="gradient", batch=(features, positives)),
+        lambda: layer.rewire(0.5, step=1, regrow="gradient", batch=(features, positives)),
     )
     for call in calls:
         with pytest.raises(

@@ -136,7 +136,7 @@ def test_a_failure_half_way_makes_the_layer_unusable(error: type, monkeypatch: p
     for refused in (
         layer.state_dict,
         lambda: layer.step(features, positives, update),
-        lambda: layer.rewire(0.1),
+        lambda: layer.rewire(0.1, step=1),
         nn.Sequential(layer).state_dict,
     ):
         with pytest.raises(RuntimeError, match=message):
@@ -147,7 +147,7 @@ def test_a_rewiring_that_fails_half_way_makes_the_layer_unusable(monkeypatch: py
     layer, _ = _ready()
     monkeypatch.setattr("haste.ops.rewire.replace_links", lambda *_, **__: (_ for _ in ()).throw(_Interrupted()))
     with pytest.raises(_Interrupted):
-        layer.rewire(0.5)
+        layer.rewire(0.5, step=1)
     with pytest.raises(RuntimeError, match="a step or rewiring failed half-way"):
         layer.state_dict()
 
@@ -220,3 +220,11 @@ def test_more_than_one_rank(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     message = "step must not run on 2 replicas: they would diverge; train with loss() there"
     assert [(tmp_path / f"rendezvous.{rank}").read_text() for rank in range(2)] == [message] * 2
+
+
+def test_a_rewiring_must_say_its_step() -> None:
+    """Without one, every call would draw the same candidates."""
+    layer, (output, _) = _ready()[0], _head_tail()
+    for rewire in (layer.rewire, output.rewire):
+        with pytest.raises(TypeError, match="'step'"):
+            rewire(0.5)

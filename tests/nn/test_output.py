@@ -240,9 +240,9 @@ def test_only_the_tail_is_rewired_on_its_part_of_the_batch() -> None:
 
 def test_there_must_be_a_sparse_tail_to_rewire() -> None:
     with pytest.raises(ValueError, match=r"num_head_labels \(101\) must be below num_labels to rewire a tail"):
-        _output(101).rewire(0.5)
+        _output(101).rewire(0.5, step=1)
     with pytest.raises(ValueError, match=r"fan_in \(36\) must be below in_features to rewire; this layer is dense"):
-        _output(16, fan_in=36).rewire(0.5)
+        _output(16, fan_in=36).rewire(0.5, step=1)
 
 
 @pytest.mark.parametrize(

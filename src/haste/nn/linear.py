@@ -240,13 +240,13 @@ class FanInLinear(nn.Module):
         fraction: float,
         optimizer: torch.optim.Optimizer | None = None,
         *,
+        step: int,
         regrow: str = "random",
         batch: tuple[Tensor, Positives] | None = None,
         scope: str = "group",
         threshold: float | None = None,
         init: str = "zero",
         seed: int = 0,
-        step: int = 0,
     ) -> dict[str, float]:
         """Prune the weakest links and regrow as many (`haste.rewire`), in place.
 
@@ -254,12 +254,13 @@ class FanInLinear(nn.Module):
             fraction: of the links, to replace; at most H - F per group.
             optimizer: whose state of ``weight`` moves along (ours or torch's): first moments of new links are zero,
                 second moments the mean over the label's surviving links. So does ``weight.grad``, zero at new links.
+            step: of the training, completed so far; another one for each call, for it decides what is drawn at random.
             regrow: ``random`` (SET) or ``gradient`` (RigL: largest mean |dloss/dweight| on ``batch``).
             batch: (features, positives) for ``gradient``.
             scope: lowest fraction per ``group``, or over all groups, ``global``.
             threshold: prune all links of mean |weight| below it instead (Spartex).
             init: new weights, ``zero`` or ``uniform``.
-            seed, step: of the random numbers.
+            seed: of the random numbers.
 
         Returns:
             fraction, survivors, inputs_used, inputs_unused (`haste.rewire.rewire_links`).

@@ -210,13 +210,13 @@ class HeadTail(nn.Module):
         fraction: float,
         optimizer: torch.optim.Optimizer | None = None,
         *,
+        step: int,
         regrow: str = "random",
         batch: tuple[Tensor, Positives] | None = None,
         scope: str = "group",
         threshold: float | None = None,
         init: str = "zero",
         seed: int = 0,
-        step: int = 0,
     ) -> dict[str, float]:
         """Rewire the tail, as `FanInLinear.rewire`; batch holds the features of this module and labels.
 
