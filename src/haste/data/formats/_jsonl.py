@@ -1,17 +1,80 @@
-"""Readers and writers of document files; every error names the file and the line."""
+"""One JSON object a line."""
 
-import gzip
+import itertools
 import json
-import os
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from haste.data.source import SPLITS, DataError, Record
+from haste.data.formats._atomic import whole_file
+from haste.data.formats._fields import SAMPLE, Fields, label_list
+from haste.data.formats._files import Files
+from haste.data.formats._lines import Malformed, at, check_encodable, decode, excerpt, kind_of, lines, some
+from haste.data.source import SPLITS, DataError, LabelRecord, Problem, Record, Source, raise_problem
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_BOM = b"\xef\xbb\xbf"
+
+
+class JsonlSource(Source):
+    """train.jsonl, dev.jsonl, test.jsonl, perhaps packed, and perhaps labels.jsonl."""
+
+    format = "jsonl"
+    kind = "text"
+
+    def __init__(self, files: Files, splits: dict[str, Path], fields: Fields) -> None:
+        """splits: their files; fields: without a separator where it is to be found"""
+        self.path = files.path
+        self.splits = tuple(splits)
+        self.reason = files.holds(splits.values())
+        self._files = splits
+        self._labels = files.find("labels.jsonl")
+        sample = itertools.islice(_objects(next(iter(splits.values())), ignore), SAMPLE)
+        values = [row.get(fields.labels) for _, row in sample]
+        strings = [value for value in values if isinstance(value, str)]
+        if strings:
+            fields = fields.with_separator(strings)
+            self.reason += f"; {fields.said()}"
+        self._fields = fields
+
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """See Source."""
+        files = self._files | ({"labels": self._labels} if self._labels else {})
+        return {name: (path,) for name, path in files.items()}
+
+    def documents(self, split: str, problem: Problem = raise_problem) -> Iterator[Record]:
+        """See Source."""
+        path = self._files[split]
+        return _records(path, _objects(path, problem), self._fields, problem)
+
+    def labels(self, problem: Problem = raise_problem) -> Iterator[LabelRecord]:
+        """See Source."""
+        return described_labels(self._labels, problem)
+
+
+def ignore(_: DataError) -> None:
+    """The Problem of those who only look at what a file seems to hold."""
+
+
+def described_labels(path: Path | None, problem: Problem = raise_problem) -> Iterator[LabelRecord]:
+    """Labels and their texts in a file of {"label": name, "text": text}, one a line; none if there is no file."""
+    if path is None:
+        return
+    seen = set()
+    for number, row in _objects(path, problem):
+        name, text = row.get("label"), row.get("text", "")
+        try:
+            if not isinstance(name, str) or not name:
+                raise Malformed("the value of 'label' must be the label's name, a string that is not empty")
+            if not isinstance(text, str):
+                raise Malformed(f"the value of 'text' ({kind_of(text)}) must be a string")
+            if name in seen:
+                raise Malformed(f"label {excerpt(name)} stands in an earlier line too; keep one of them")
+            record = LabelRecord(check_encodable("label", name), check_encodable("text", text))
+        except Malformed as error:
+            problem(at(path, number, error))
+            continue
+        seen.add(name)
+        yield record
 
 
 def read_jsonl(
@@ -19,29 +82,19 @@ def read_jsonl(
 ) -> Iterator[Record]:
     """Documents of a file with one JSON object a line, in order; blank lines are skipped.
 
-    path: .jsonl or .jsonl.gz, UTF-8 with or without a byte-order mark
+    path: .jsonl, .jsonl.gz or .jsonl.zst, UTF-8 with or without a byte-order mark
     text, labels: the keys that hold the text (a string) and the labels (a list of strings)
     require_labels: whether the key of the labels must be there; without it a document has none
     Returns: an iterator; a document's id is its key "id" (a string or whole number), else the line's number.
     Raises: DataError while iterating, at the first thing that is wrong.
     """
-    for number, row in read_objects(path):
-        try:
-            record = Record(_id(row, number), _text(row, text), _labels(row, labels, require_labels))
-        except _Malformed as problem:
-            raise DataError(f"{path}:{number}: {problem}") from None
-        yield record
+    fields = Fields(text=(text,), labels=labels, require_labels=require_labels)
+    return _records(Path(path), read_objects(path), fields, raise_problem)
 
 
 def read_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, JSON object) of every line that is not blank. Raises DataError as read_jsonl does."""
-    path = Path(path)
-    for number, raw in _lines(path):
-        try:
-            row = _object(raw)
-        except _Malformed as problem:
-            raise DataError(f"{path}:{number}: {problem}") from None
-        yield number, row
+    return _objects(Path(path), raise_problem)
 
 
 def find_splits(path: str | Path) -> dict[str, Path]:
@@ -65,147 +118,90 @@ def find_splits(path: str | Path) -> dict[str, Path]:
         if found:
             splits[name] = found[0]
     if "train" not in splits:
-        entries = sorted(entry.name for entry in path.iterdir())
-        shown = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") or "nothing"
+        shown = some(sorted(entry.name for entry in path.iterdir()), "nothing")
         raise DataError(f"{path}: must hold train.jsonl or train.jsonl.gz (found: {shown}); check data.path")
     return splits
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write documents for read_jsonl to return; .gz compresses. The file appears complete or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with open(partial, "wb") as raw:
-            # No name and no time in the header: the same documents always make the same bytes.
-            packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.name.endswith(".gz") else None
-            stream: Any = packed or raw
-            for record in records:
-                row = {"id": record.id, "text": record.text, "labels": list(record.labels)}
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            if packed:
-                packed.close()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write documents for read_jsonl to return; .gz and .zst compress. The file appears complete or not at all."""
+    with whole_file(Path(path)) as stream:
+        for record in records:
+            row = {"id": record.id, "text": record.text, "labels": list(record.labels)}
+            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
-class _Malformed(Exception):
-    """What is wrong with a line, before the file and the line's number are put in front."""
+def _objects(path: Path, problem: Problem) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, raw in lines(path, problem):
+        if raw.isspace() or not raw:
+            continue
+        try:
+            row = json_object(raw)
+        except Malformed as error:
+            problem(at(path, number, error))
+            continue
+        yield number, row
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+def _records(
+    path: Path, rows: Iterable[tuple[int, dict[str, Any]]], fields: Fields, problem: Problem
+) -> Iterator[Record]:
+    for number, row in rows:
+        try:
+            record = Record(_id(row, fields.id, number), _text(row, fields), _labels(row, fields), line=number)
+        except Malformed as error:
+            problem(at(path, number, error))
+            continue
+        yield record
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of every line that is not blank."""
-    number = 0
-    try:
-        with _open(path) as stream:
-            for raw in stream:
-                number += 1
-                if number == 1:
-                    raw = raw.removeprefix(_BOM)
-                if raw.strip():
-                    yield number, raw
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except EOFError:
-        raise DataError(f"{path}:{number + 1}: the gzip file is cut short; get it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}:{number + 1}: not readable as gzip ({error}); get it again, "
-            "or drop .gz from the name of a plain file"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}:{number + 1}: cannot be read ({error.strerror or error})") from error
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    try:
-        line = raw.decode().rstrip()
-    except UnicodeDecodeError as error:
-        raise _Malformed(
-            f"byte {raw[error.start]:#04x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
-        ) from None
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a line. Raises Malformed."""
+    line = decode(raw)
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise _Malformed(
-            f"not valid JSON ({error.msg} at column {error.colno}): {_excerpt(line)}; "
+        raise Malformed(
+            f"not valid JSON ({error.msg} at column {error.colno}): {excerpt(line)}; "
             "write one whole JSON object on each line"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise _Malformed(f"not readable as JSON ({error}); simplify the line") from None
+        raise Malformed(f"not readable as JSON ({error}); simplify the line") from None
     if not isinstance(row, dict):
-        raise _Malformed(f"found {_kind(row)}, must be a JSON object; write one object on each line")
+        raise Malformed(f"found {kind_of(row)}, must be a JSON object; write one object on each line")
     return row
 
 
-def _id(row: dict[str, Any], number: int) -> str:
-    value = row.get("id", number)
+def _id(row: dict[str, Any], key: str, number: int) -> str:
+    value = row.get(key, number)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Malformed(f"the value of 'id' ({_kind(value)}) must be a string or a whole number")
-    return _encodable("id", str(value))
+        raise Malformed(f"the value of '{key}' ({kind_of(value)}) must be a string or a whole number")
+    return check_encodable(key, str(value))
 
 
-def _text(row: dict[str, Any], key: str) -> str:
+def _text(row: dict[str, Any], fields: Fields) -> str:
+    parts = []
+    for key in fields.text:
+        if key not in row:
+            raise fields.missing(key, "text", row)
+        value = row[key]
+        if value is None and len(fields.text) > 1:
+            continue
+        if not isinstance(value, str):
+            raise Malformed(f"the value of '{key}' ({kind_of(value)}) must be a string")
+        parts.append(check_encodable(key, value))
+    return " ".join(parts)
+
+
+def _labels(row: dict[str, Any], fields: Fields) -> tuple[str, ...]:
+    key = fields.labels
     if key not in row:
-        raise _Malformed(f"no key '{key}' (found: {_keys(row)}); set data.text to the key of the text")
-    value = row[key]
-    if not isinstance(value, str):
-        raise _Malformed(f"the value of '{key}' ({_kind(value)}) must be a string")
-    return _encodable(key, value)
-
-
-def _labels(row: dict[str, Any], key: str, required: bool) -> tuple[str, ...]:
-    if key not in row:
-        if not required:
+        if not fields.require_labels:
             return ()
-        raise _Malformed(
-            f"no key '{key}' (found: {_keys(row)}); set data.labels to the key of the labels, "
-            "[] for a document without any"
-        )
+        raise fields.missing(key, "labels", row)
     value = row[key]
+    if isinstance(value, str) and fields.separator is not None:
+        return tuple(check_encodable(key, label) for label in fields.split(value))
     if not isinstance(value, list):
-        raise _Malformed(f"the value of '{key}' ({_kind(value)}) must be a list of strings")
-    for label in value:
-        if not isinstance(label, str):
-            raise _Malformed(f"the value of '{key}' holds {_kind(label)}, must be a list of strings")
-        if not label:
-            raise _Malformed(f"the value of '{key}' holds an empty string; remove it or name the label")
-        _encodable(key, label)
-    return tuple(value)
-
-
-def _encodable(key: str, value: str) -> str:
-    """JSON may spell half a surrogate pair, which no file of ours could be written with."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise _Malformed(f"the value of '{key}' holds half a surrogate pair ({half}); remove it") from None
-    return value
-
-
-def _kind(value: object) -> str:
-    """A JSON value in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    if isinstance(value, str):
-        return f"the string {_excerpt(value)}"
-    return "a list" if isinstance(value, list) else "an object"
-
-
-def _excerpt(value: str) -> str:
-    value = value.strip()
-    return repr(value if len(value) <= 40 else value[:37] + "...")
-
-
-def _keys(row: dict[str, Any]) -> str:
-    return ", ".join(list(row)[:8]) + (", ..." if len(row) > 8 else "") or "none"
+        raise Malformed(f"the value of '{key}' ({kind_of(value)}) must be a list of strings")
+    return label_list(key, value)
