@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -251,6 +253,35 @@ def test_label_embeddings_are_unit_means_of_their_documents() -> None:
 
 
 def test_label_embeddings_of_little_data() -> None:
+    """Features that are few already are not projected."""
     features, truth = scipy.sparse.csr_matrix(np.eye(3)), scipy.sparse.csr_matrix(np.ones((3, 2)))
-    assert label_embeddings(features, truth, dimensions=128).shape == (2, 2)
-    assert label_embeddings(features, truth, dimensions=128, sample=2).shape == (2, 1)
+    for rows in (features, features.toarray()):
+        np.testing.assert_allclose(label_embeddings(rows, truth, dimensions=128), np.full((2, 3), 3**-0.5), rtol=1e-6)
+    assert label_embeddings(features, truth, dimensions=2).shape == (2, 2)
+    assert label_embeddings(features, truth, dimensions=2, sample=2).shape == (2, 1)
+    assert label_embeddings(features, truth, dimensions=2, sample=1).shape == (2, 1)
+
+
+@pytest.mark.parametrize("dimensions", [16, 500])
+def test_label_embeddings_of_dense_features_and_in_chunks(
+    monkeypatch: pytest.MonkeyPatch, dimensions: int, tmp_path: Path
+) -> None:
+    features, truth = _documents()
+    expected = label_embeddings(features, truth, num_labels=28, dimensions=dimensions)
+    assert expected.shape == (28, min(dimensions, 200))
+    np.save(tmp_path / "x.npy", features.toarray().astype(np.float32))
+    dense = np.load(tmp_path / "x.npy", mmap_mode="r")
+    monkeypatch.setattr(topology, "_CHUNK", 1000)  # of 174 documents
+    for rows in (features, dense):
+        found = label_embeddings(rows, truth, num_labels=28, dimensions=dimensions)
+        np.testing.assert_allclose(np.abs(found @ expected.T), np.abs(expected @ expected.T), atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 640])
+def test_clusters_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    embeddings = np.random.default_rng(0).standard_normal((201, 5)).astype(np.float32)
+    expected = balanced_clusters(embeddings, 8)
+    monkeypatch.setattr(topology, "_CHUNK", chunk)
+    assert np.array_equal(balanced_clusters(embeddings, 8), expected)
+    half = np.arange(0, 201, 2)
+    assert np.array_equal(balanced_clusters(embeddings, 8, points=half), half[balanced_clusters(embeddings[half], 8)])

@@ -7,6 +7,7 @@ frequent first (the head), then the tail in groups of related labels.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 GROUPINGS = ("semantic", "frequency", "random")
 _DRAW = 1 << 21  # random keys drawn at a time
+_CHUNK = 1 << 22  # numbers of points or documents taken at a time
 
 
 def index_dtype(in_features: int) -> torch.dtype:
@@ -128,32 +130,35 @@ def order_labels(
     elif grouping == "semantic":
         if embeddings is None:
             raise ValueError("grouping (semantic) needs label embeddings; pass them, or use grouping: frequency")
-        known = np.abs(embeddings[tail]).max(axis=1, initial=0) > 0
-        clustered, rest = tail[known], tail[~known]
-        tail = np.concatenate((clustered[balanced_clusters(embeddings[clustered], group_size, seed=seed)], rest))
+        known = np.any(embeddings, axis=1)[tail]
+        clustered = balanced_clusters(embeddings, group_size, points=tail[known], seed=seed)
+        tail = np.concatenate((clustered, tail[~known]))
     elif grouping != "frequency":
         raise ValueError(f"grouping ({grouping}) must be one of {', '.join(GROUPINGS)}")
     return np.concatenate((head, tail)).astype(np.int64)
 
 
-def balanced_clusters(embeddings: np.ndarray, group_size: int, *, seed: int = 0, iterations: int = 4) -> np.ndarray:
+def balanced_clusters(
+    embeddings: np.ndarray, group_size: int, *, points: np.ndarray | None = None, seed: int = 0, iterations: int = 4
+) -> np.ndarray:
     """Order points so that consecutive runs of ``group_size`` are clusters: balanced recursive bisection.
 
     Every segment is split where its points, projected on the difference of its halves' means (balanced 2-means from a
     random direction), pass the place that leaves whole groups on both sides. All segments of a level at once:
-    O(L log L) time, O(L d) memory.
+    O(L log L) time; memory: the order, and the directions and halves of the groups, O(L d / S).
 
     Args:
         embeddings: (L, d) float32.
         group_size: S. Only the last group may be short.
+        points: rows of embeddings to order; default all.
         seed: of the first directions.
         iterations: 2-means iterations of every level.
 
     Returns:
-        (L,) int64 permutation.
+        (L,) int64 permutation of the points.
     """
-    num = len(embeddings)
-    order = np.arange(num)
+    order = np.arange(len(embeddings)) if points is None else points
+    num = len(order)
     bounds = np.array([0, num])
     rng = np.random.default_rng(seed)
     while np.diff(bounds).max(initial=0) > group_size:
@@ -163,26 +168,45 @@ def balanced_clusters(embeddings: np.ndarray, group_size: int, *, seed: int = 0,
         segment = np.repeat(np.arange(len(sizes)), sizes)
         direction = rng.standard_normal((len(sizes), embeddings.shape[1]), dtype=np.float32)
         for _ in range(iterations):
-            score = np.einsum("ld,ld->l", embeddings[order], direction[segment])
+            score = np.empty(num, dtype=np.float32)
+            for part in _parts(num, embeddings.shape[1]):
+                score[part] = np.einsum("ld,ld->l", embeddings[order[part]], direction[segment[part]])
             order = order[np.lexsort((score, segment))]
-            direction = _difference_of_halves(embeddings[order], bounds, cuts)
+            direction = _difference_of_halves(embeddings, order, bounds, cuts)
         bounds = np.unique(np.concatenate((bounds, cuts)))
     return order
 
 
-def _difference_of_halves(points: np.ndarray, bounds: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    """Return mean(right) - mean(left) of every segment; zero where a segment is not cut."""
-    totals = np.zeros((len(points) + 1, points.shape[1]), dtype=np.float64)
-    np.cumsum(points, axis=0, out=totals[1:])
-    left = (totals[cuts] - totals[bounds[:-1]]) / np.maximum(1, cuts - bounds[:-1])[:, None]
-    right = (totals[bounds[1:]] - totals[cuts]) / np.maximum(1, bounds[1:] - cuts)[:, None]
-    return np.where((cuts < bounds[1:])[:, None], right - left, 0).astype(np.float32)
+def _difference_of_halves(
+    embeddings: np.ndarray, order: np.ndarray, bounds: np.ndarray, cuts: np.ndarray
+) -> np.ndarray:
+    """Return mean(right) - mean(left) of every segment of the order; zero where a segment is not cut."""
+    edges = np.unique(np.concatenate((bounds, cuts)))  # the halves, one after another
+    totals = np.zeros((len(edges) - 1, embeddings.shape[1]), dtype=np.float64)
+    for part in _parts(len(order), embeddings.shape[1]):
+        first, last = np.searchsorted(edges, (part.start, part.stop - 1), side="right") - 1
+        starts = np.maximum(edges[first : last + 1] - part.start, 0)
+        totals[first : last + 1] += np.add.reduceat(embeddings[order[part]], starts, axis=0, dtype=np.float64)
+    totals /= np.diff(edges)[:, None]
+    whole = cuts == bounds[1:]
+    left = np.searchsorted(edges, bounds[:-1])
+    difference = totals[np.where(whole, left, left + 1)]
+    difference -= totals[left]
+    return difference.astype(np.float32)
+
+
+def _parts(num: int, width: int) -> Iterator[slice]:
+    """Yield slices of ``num`` rows that hold a bounded number of values each."""
+    length = max(1, _CHUNK // max(1, width))
+    for start in range(0, num, length):
+        yield slice(start, min(start + length, num))
 
 
 def label_embeddings(
-    features: scipy.sparse.csr_matrix,
+    features: scipy.sparse.csr_matrix | np.ndarray,
     truth: scipy.sparse.csr_matrix,
     *,
+    num_labels: int | None = None,
     dimensions: int = 128,
     sample: int = 10_000,
     seed: int = 0,
@@ -190,9 +214,10 @@ def label_embeddings(
     """Embed labels as the normalised mean of their positives' features (PIFA), projected to few dimensions.
 
     Args:
-        features: (N, V) sparse document features.
-        truth: (N, L) sparse positives of the training split.
-        dimensions: d of the projection: a randomised SVD fitted on ``sample`` documents.
+        features: (N, V) document features, sparse or dense; may lie on the disk, read in chunks.
+        truth: (N, >= L) sparse positives of the training split.
+        num_labels: L, the first columns of truth; default all.
+        dimensions: d, at most: a randomised SVD fitted on ``sample`` documents where there are more features.
 
     Returns:
         (L, d) float32 of unit rows; zero for labels without positives.
@@ -200,12 +225,22 @@ def label_embeddings(
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
-    rows = np.random.default_rng(seed).permutation(features.shape[0])[:sample]
-    dimensions = max(1, min(dimensions, features.shape[1] - 1, len(rows) - 1))
-    svd = TruncatedSVD(dimensions, n_iter=2, random_state=seed)
-    svd.fit(features[np.sort(rows)])
-    documents = normalize(svd.transform(features)).astype(np.float32)
-    return normalize(truth.T.tocsr().astype(np.float32) @ documents).astype(np.float32)
+    num, width = features.shape
+    rows = np.random.default_rng(seed).permutation(num)[:sample]
+    svd = None
+    if width > dimensions:
+        svd = TruncatedSVD(max(1, min(dimensions, len(rows) - 1)), n_iter=2, random_state=seed)
+        with np.errstate(invalid="ignore"):  # equal documents have no variance to explain
+            svd.fit(features[np.sort(rows)])
+    num_labels = truth.shape[1] if num_labels is None else num_labels
+    embeddings = np.zeros((num_labels, width if svd is None else svd.n_components), dtype=np.float32)
+    for part in _parts(num, width if isinstance(features, np.ndarray) else embeddings.shape[1]):
+        documents = features[part] if svd is None else svd.transform(features[part])
+        documents = documents if isinstance(documents, np.ndarray) else documents.toarray()
+        positives = truth[part, :num_labels].tocsc()
+        found = np.flatnonzero(np.diff(positives.indptr))
+        embeddings[found] += positives[:, found].T.astype(np.float32) @ normalize(documents).astype(np.float32)
+    return normalize(embeddings, copy=False)
 
 
 def initial_weights(target: Tensor, *, dense: bool, seed: int, layer: int, first_row: int, num_labels: int) -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from haste import optim
-from haste.nn import Bag
+from haste.nn import Bag, Features
 from layer_cases import leaf
 
 OFFSETS = torch.tensor([0, 3, 3, 4, 8])
@@ -102,11 +102,86 @@ def test_documents_without_terms() -> None:
 def test_terms_out_of_range(term: int, found: str) -> None:
     terms = TERMS.clone()
     terms[2] = term
-    with pytest.raises(ValueError, match=rf"terms \({found}\) must be in \[0, 20\), num_inputs; encode texts with the"):
-        Bag(20, 9)((OFFSETS, terms, VALUES))
+    message = rf"columns \({found}\) must be in \[0, 20\), num_inputs; give the features, or encode texts with the vec"
+    for encoder in (Bag(20, 9), Features(20)):
+        with pytest.raises(ValueError, match=message):
+            encoder((OFFSETS, terms, VALUES))
 
 
 @pytest.mark.parametrize("sizes", [(0, 9, 0), (20, 0, 0), (20, 9, -1)])
 def test_sizes_that_do_not_fit(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"must be at least 1, hidden .* at least 0"):
         Bag(*sizes)
+
+
+@pytest.mark.parametrize("kind", ["csr", "dense"])
+@pytest.mark.parametrize(("features", "hidden"), [(0, 0), (9, 0), (9, 6)])
+def test_given_features_go_through_no_or_one_or_two_layers(kind: str, features: int, hidden: int) -> None:
+    encoder = Features(20, features, hidden, dropout=0.3).eval()
+    assert encoder.out_features == (features or 20)
+    expected = _matrix()
+    for layer in (encoder.first, encoder.linear):
+        if layer is not None:
+            layer.bias.data.uniform_(0, 0.1, generator=torch.Generator().manual_seed(0))
+            expected = torch.relu(expected @ layer.weight.T + layer.bias)
+    found = encoder(BATCH if kind == "csr" else _matrix())
+    assert found.shape == (4, encoder.out_features)
+    torch.testing.assert_close(found, expected)
+    assert len(list(encoder.parameters())) == 2 * (features > 0) + 2 * (hidden > 0)
+
+
+def test_columns_of_given_features_may_repeat() -> None:
+    repeated = (torch.tensor([0, 3]), torch.tensor([7, 2, 7]), torch.tensor([1.0, 2.0, 3.0]))
+    found = Features(20)(repeated)
+    assert found[0, [2, 7]].tolist() == [2.0, 4.0]
+    assert found.count_nonzero() == 2
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_documents_of_unit_length(scale: float) -> None:
+    """Also where their squares are beyond float32, and a document of zeros stays one."""
+    unit = nn.functional.normalize(_matrix().double(), dim=1).float()
+    straight = Features(20, normalize=True)
+    torch.testing.assert_close(straight(scale * _matrix()), unit)
+    torch.testing.assert_close(straight((OFFSETS, TERMS, scale * VALUES)), unit)
+    assert not unit[1].any()
+    bag, plain = Bag(20, 9, normalize=True), Bag(20, 9)
+    documents = torch.repeat_interleave(torch.arange(4), OFFSETS.diff())
+    torch.testing.assert_close(
+        bag((OFFSETS, TERMS, scale * VALUES)), plain((OFFSETS, TERMS, unit[documents, TERMS].contiguous()))
+    )
+
+
+def test_dropout_of_given_features_acts_between_the_layers_in_training() -> None:
+    encoder = Features(20, 9, 64, dropout=0.5)
+    assert not torch.equal(encoder(_matrix()), encoder(_matrix()))
+    encoder.eval()
+    assert torch.equal(encoder(_matrix()), encoder(_matrix()))
+
+
+def test_initial_values_of_given_features_follow_the_seed() -> None:
+    first, again, other = Features(20, 9, 6, seed=1), Features(20, 9, 6, seed=1), Features(20, 9, 6, seed=2)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        assert torch.equal(tensor, other.state_dict()[name]) == name.endswith("bias")
+
+
+def test_given_features_of_another_shape() -> None:
+    with pytest.raises(
+        ValueError, match=r"documents \(4, 20\) must have shape \(batch, 19\), num_inputs; give the feat"
+    ):
+        Features(19)(_matrix())
+    with pytest.raises(ValueError, match=r"documents \(4, 20\) must be CSR for a bag; use encoder.kind: features"):
+        Bag(20, 9)(_matrix())
+    wide = Features(65_537)
+    assert wide(torch.ones(1, 65_537)).shape == (1, 65_537)
+    with pytest.raises(ValueError, match=r"num_inputs \(65,537\) must not exceed 65,536 for .*; use encoder.kind: bag"):
+        wide(BATCH)
+
+
+@pytest.mark.parametrize("sizes", [(0, 9, 0), (20, -1, 0), (20, 9, -1), (20, 0, 4)])
+def test_sizes_of_given_features_that_do_not_fit(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(
+        ValueError, match=r"num_inputs .* must be at least 1, features .* and hidden .* at least 0, and"
+    ):
+        Features(*sizes)

@@ -13,10 +13,10 @@ from haste.nn import Model, build_model, initialize_output
 NUM_INPUTS, NUM_LABELS, NUM_POINTS = 40, 30, 60
 
 
-def _config(**output: Any) -> Config:
+def _config(encoder: dict[str, Any] | None = None, **output: Any) -> Config:
     settings = {"fan_in": 6, "group_size": 4, "head_ratio": 0.25} | output
     return Config.from_dict(
-        {"data": {"path": "."}, "encoder": {"features": 16}, "output": settings, "run": {"seed": 3}}
+        {"data": {"path": "."}, "encoder": {"features": 16} | (encoder or {}), "output": settings, "run": {"seed": 3}}
     )
 
 
@@ -112,3 +112,61 @@ def test_the_model_learns_by_either_way(dtype: str, private_features: str) -> No
     scores, labels = model.topk(batch, 3)
     assert not scores.requires_grad
     assert np.take_along_axis(truth.toarray(), labels.numpy(), axis=1).mean() > 0.4
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("encoder", [{"features": 0}, {"features": 12}, {"features": 12, "hidden": 16}])
+def test_the_model_learns_from_given_features(encoder: dict[str, Any], dense: bool) -> None:
+    config = _config({"kind": "features", **encoder}, fan_in=5)
+    features, truth, counts = _data()
+    rows = features.toarray() if dense else features
+    batch = torch.from_numpy(rows) if dense else _batch(features)
+    model = build_model(config, num_inputs=NUM_INPUTS, num_labels=NUM_LABELS, dense_inputs=dense)
+    assert model.output.in_features == (encoder["features"] or NUM_INPUTS)
+    initialize_output(model, config, features=rows, truth=truth, counts=counts)
+    positives = _batch(truth[:, :NUM_LABELS].tocsr())[:2]
+    model.eval()
+    update = optim.SGD(model.output.layer_parameters(), lr=0.05)
+    parameters = model.encoder_parameters()
+    other = optim.AdamW(parameters, lr=0.01) if parameters else None
+    losses = []
+    for _ in range(80):
+        loss = model.step(batch, positives, update)
+        losses.append(loss.item())
+        if other is not None:
+            loss.backward()
+            other.step()
+            other.zero_grad()
+    assert losses[-1] < 0.8 * losses[0]
+    assert model.topk(batch, 3)[1].shape == (NUM_POINTS, 3)
+
+
+def test_dense_and_sparse_rows_give_the_same_model() -> None:
+    config, (features, truth, counts) = _config({"kind": "features", "features": 0}), _data()
+    orders = []
+    for rows in (features, features.toarray()):
+        model = build_model(config, num_inputs=NUM_INPUTS, num_labels=NUM_LABELS, dense_inputs=rows is not features)
+        initialize_output(model, config, features=rows, truth=truth, counts=counts)
+        orders.append(model.output.label_order.tolist())
+    assert orders[0] == orders[1]
+    assert sorted(orders[0][8:]) != orders[0][8:]  # in groups, not by number
+
+
+@pytest.mark.parametrize(
+    ("encoder", "num_inputs", "dense", "message"),
+    [
+        ({}, 40, True, r"encoder.kind \(bag\) must be features for dense features; set encoder.kind: features"),
+        ({"kind": "features"}, 65_537, False, r"num_inputs \(65,537\) must not exceed 65,536 .* use encoder.kind: bag"),
+        (
+            {"kind": "features", "features": 0},
+            5,
+            True,
+            r"output.fan_in \(6\) must not exceed the 5 features that labels read; lower output.fan_in, or set enco",
+        ),
+    ],
+)
+def test_encoders_that_cannot_read_the_documents(
+    encoder: dict[str, Any], num_inputs: int, dense: bool, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(_config(encoder), num_inputs=num_inputs, num_labels=NUM_LABELS, dense_inputs=dense)

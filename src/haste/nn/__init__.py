@@ -1,6 +1,7 @@
 """Modules: the fan-in output layer, head and tail, encoders, and the text model."""
 
 from haste.nn.encoders import Bag as Bag
+from haste.nn.encoders import Features as Features
 from haste.nn.linear import FanInLinear as FanInLinear
 from haste.nn.model import Model as Model
 from haste.nn.model import build_model as build_model

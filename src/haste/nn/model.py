@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from haste import topology
 from haste.config import Config
-from haste.nn.encoders import Bag
+from haste.nn.encoders import Bag, Documents, Features, check_dense_columns
 from haste.nn.linear import Positives
 from haste.nn.output import HeadTail
 from haste.optim._rule import RuleOptimizer
@@ -29,20 +29,20 @@ class Model(nn.Module):
         output: maps features to labels.
     """
 
-    def __init__(self, encoder: Bag, output: HeadTail) -> None:
+    def __init__(self, encoder: Bag | Features, output: HeadTail) -> None:
         super().__init__()
         self.encoder, self.output = encoder, output
 
-    def loss(self, batch: tuple[Tensor, ...], positives: Positives) -> Tensor:
+    def loss(self, batch: Documents, positives: Positives) -> Tensor:
         """Return the summed loss of a batch; differentiable."""
         return self.output.loss(self.encoder(batch), positives)
 
-    def step(self, batch: tuple[Tensor, ...], positives: Positives, update: RuleOptimizer) -> Tensor:
+    def step(self, batch: Documents, positives: Positives, update: RuleOptimizer) -> Tensor:
         """Update the output layer in one fused pass; ``backward`` of the result reaches the encoder."""
         return self.output.step(self.encoder(batch), positives, update)
 
     @torch.no_grad()
-    def topk(self, batch: tuple[Tensor, ...], k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
+    def topk(self, batch: Documents, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
         """Return (scores, labels) of the k best labels, in the mode (training or not) that the module is in."""
         return self.output.topk(self.encoder(batch), k, exclude)
 
@@ -58,17 +58,33 @@ def build_model(config: Config, *, num_inputs: int, num_labels: int, dense_input
         config: keys encoder, output, run.seed.
         num_inputs: terms of the vocabulary, or columns of given features.
         num_labels: labels with a training positive.
-        dense_inputs: whether the features are given as rows of numbers, not as CSR.
+        dense_inputs: whether documents are rows of numbers, not CSR.
+
+    Raises:
+        ValueError: an encoder that cannot read such documents, or a fan_in above its width.
     """
-    encoder = Bag(
+    settings = config.encoder
+    if settings.kind == "bag" and dense_inputs:
+        raise ValueError("encoder.kind (bag) must be features for dense features; set encoder.kind: features")
+    if settings.kind == "features" and not dense_inputs:
+        check_dense_columns(num_inputs)
+    width = settings.features or num_inputs
+    if config.output.fan_in > width:
+        raise ValueError(
+            f"output.fan_in ({config.output.fan_in}) must not exceed the {width} features that labels read; lower "
+            "output.fan_in, or set encoder.features to a number above it"
+        )
+    kind = Bag if settings.kind == "bag" else Features
+    encoder = kind(
         num_inputs,
-        config.encoder.features,
-        config.encoder.hidden,
-        config.encoder.dropout,
+        settings.features,
+        settings.hidden,
+        settings.dropout,
+        normalize=settings.normalize,
         seed=config.run.seed,
     )
     output = HeadTail(
-        config.encoder.features,
+        width,
         num_labels,
         num_head_labels=topology.num_head_labels(num_labels, config.output.head_ratio, config.output.group_size),
         fan_in=config.output.fan_in,
@@ -86,7 +102,7 @@ def initialize_output(
     model: Model,
     config: Config,
     *,
-    features: scipy.sparse.csr_matrix,
+    features: scipy.sparse.csr_matrix | np.ndarray,
     truth: scipy.sparse.csr_matrix,
     counts: np.ndarray,
 ) -> None:
@@ -95,7 +111,7 @@ def initialize_output(
     Args:
         model: fresh from `build_model`.
         config: keys output.grouping, output.bias_init, run.seed.
-        features: (N, V) training documents, for semantic groups.
+        features: (N, V) training documents, sparse or dense, for semantic groups.
         truth: (N, >= L) training positives.
         counts: (L,) training frequencies.
     """
@@ -105,7 +121,7 @@ def initialize_output(
         if output.tail is None or output.tail.indices is None:
             grouping = "frequency"  # labels that share no inputs gain nothing from clustering
         else:
-            embeddings = topology.label_embeddings(features, truth[:, :num_labels], seed=config.run.seed)
+            embeddings = topology.label_embeddings(features, truth, num_labels=num_labels, seed=config.run.seed)
     order = topology.order_labels(
         counts,
         output.num_head_labels,
