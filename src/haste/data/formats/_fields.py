@@ -21,7 +21,7 @@ class Fields:
     text: keys of the texts, joined by a space
     labels, id: keys of both
     separator: between the labels in a string; "" = a string is one label, None = it must be a list
-    require_labels: whether the labels must be there
+    require_labels, require_id: whether the labels and the id must be there
     what: "key" or "column", for messages
     """
 
@@ -30,18 +30,27 @@ class Fields:
     id: str = "id"
     separator: str | None = None
     require_labels: bool = True
+    require_id: bool = False
     what: str = "key"
 
     @classmethod
     def of(cls, config: Data, what: str, require_labels: bool) -> "Fields":
         """The fields that the settings name."""
         text = tuple((config.text or "text").split("+"))
-        return cls(text, config.labels or "labels", config.id or "id", config.separator, require_labels, what)
+        return cls(
+            text,
+            config.labels or "labels",
+            config.id or "id",
+            config.separator,
+            require_labels,
+            config.id is not None,
+            what,
+        )
 
     def missing(self, key: str, setting: str, found: Iterable[str]) -> Malformed:
         """What to say where a row lacks a field."""
         more = ", [] for a document without any" if (self.what, setting) == ("key", "labels") else ""
-        the = "the labels" if setting == "labels" else "the text"
+        the = {"labels": "the labels", "text": "the text", "id": "the documents' ids"}[setting]
         shown = some(list(found))
         return Malformed(
             f"no {self.what} '{key}' (found: {shown}); set data.{setting} to the {self.what} of {the}{more}"
@@ -78,6 +87,11 @@ def find_separator(values: Iterable[str]) -> str:
         if holding and 10 * holding >= len(with_any):
             return mark
     return ""
+
+
+def join_texts(values: Iterable[str | None]) -> str:
+    """Several texts as one; those that are not there, or empty, leave no trace."""
+    return " ".join(filter(None, values))
 
 
 def label_list(key: str, value: list[Any]) -> tuple[str, ...]:

@@ -18,6 +18,10 @@ class Malformed(Exception):
     """What is wrong with a line, before the file and the line's number are put in front."""
 
 
+def ignore(_: DataError) -> None:
+    """The Problem of those who only look at what a file seems to hold."""
+
+
 def at(path: Path, line: int, problem: object) -> DataError:
     """The error that names the file and the line."""
     return DataError(f"{path}:{line}: {problem}")
