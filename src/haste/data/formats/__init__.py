@@ -3,6 +3,17 @@
 from haste.data.formats._detect import detect
 from haste.data.formats._input import detect_input
 from haste.data.formats._jsonl import find_splits, read_jsonl, read_objects, write_jsonl
+from haste.data.formats._write import write
 from haste.data.source import DataError, Record
 
-__all__ = ["DataError", "Record", "detect", "detect_input", "find_splits", "read_jsonl", "read_objects", "write_jsonl"]
+__all__ = [
+    "DataError",
+    "Record",
+    "detect",
+    "detect_input",
+    "find_splits",
+    "read_jsonl",
+    "read_objects",
+    "write",
+    "write_jsonl",
+]

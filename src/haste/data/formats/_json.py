@@ -22,6 +22,11 @@ def json_objects(path: Path, problem: Problem = raise_problem) -> Iterator[tuple
         yield number, row
 
 
+def json_line(value: Any) -> bytes:
+    """A value as one line."""
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
 def described_labels(path: Path, problem: Problem = raise_problem) -> Iterator[LabelRecord]:
     """Labels and their texts in a file of {"label": name, "text": text}, one a line."""
     seen = set()

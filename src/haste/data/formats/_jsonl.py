@@ -1,13 +1,12 @@
 """One JSON object a line."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from haste.data.formats._atomic import whole_file
 from haste.data.formats._fields import Fields, join_texts, label_list
-from haste.data.formats._json import json_objects
+from haste.data.formats._json import json_line, json_objects
 from haste.data.formats._lines import Malformed, at, check_encodable, ignore, kind_of, some
 from haste.data.formats._table import Table
 from haste.data.source import SPLITS, DataError, Problem, Record, raise_problem
@@ -78,7 +77,7 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     with whole_file(Path(path)) as stream:
         for record in records:
             row = {"id": record.id, "text": record.text, "labels": list(record.labels)}
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            stream.write(json_line(row))
 
 
 def _records(
