@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 _COMMANDS = {
+    "data": "check data sets, or convert them to another format",
     "train": "train a model from a YAML file of settings",
     "evaluate": "metrics of a finished run on a split of its data",
     "predict": "best labels of new documents",
@@ -16,7 +17,10 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `haste COMMAND ...`; returns the exit status: 0, 2 after an error of use, 130 when interrupted."""
+    """Run `haste COMMAND ...`.
+
+    Returns: the exit status: 0, 1 if a check failed, 2 after an error of use, 130 when interrupted.
+    """
     try:
         status = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, pairwise
 from typing import TypeVar
@@ -21,6 +21,7 @@ _details = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\([^)]*\)|0x[0-9a
 _Item = TypeVar("_Item")
 
 
+@dataclass
 class Problems:
     """What is wrong, by kind: all of it counted, the first `SHOWN` of each kind kept. Takes the place of a Problem.
 
@@ -29,10 +30,9 @@ class Problems:
     shown: kind -> the first messages
     """
 
-    def __init__(self) -> None:
-        self.total = 0
-        self.counts: dict[str, int] = {}
-        self.shown: dict[str, list[str]] = {}
+    total: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    shown: dict[str, list[str]] = field(default_factory=dict)
 
     def __call__(self, error: DataError) -> None:
         message = str(error)
