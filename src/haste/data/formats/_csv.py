@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from haste.data.formats._fields import Fields, join_texts
-from haste.data.formats._lines import Malformed, at, check_no_nul, decode, ignore, lines
+from haste.data.formats._lines import Malformed, Noted, at, check_no_nul, decode, ignore, lines
 from haste.data.formats._table import Table
 from haste.data.source import Problem, Record
 
@@ -53,7 +53,8 @@ class _Header:
     @classmethod
     def of(cls, path: Path, fields: Fields, problem: Problem) -> "_Header | None":
         """The header of a file; None, and told to `problem`, if it cannot be used."""
-        for number, raw in lines(path, problem):
+        noted = Noted(problem)
+        for number, raw in lines(path, noted):
             if not raw.strip():
                 continue
             try:
@@ -61,7 +62,8 @@ class _Header:
             except Malformed as error:
                 problem(at(path, number, error))
                 return None
-        problem(at(path, 1, "is empty; its first line must name the columns"))
+        if not noted.told:
+            problem(at(path, 1, "is empty; its first line must name the columns"))
         return None
 
     @classmethod

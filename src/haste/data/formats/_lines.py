@@ -22,6 +22,21 @@ def ignore(_: DataError) -> None:
     """The Problem of those who only look at what a file seems to hold."""
 
 
+class Noted:
+    """A Problem that passes on what it is told.
+
+    told: whether it was told anything
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.told = False
+
+    def __call__(self, error: DataError) -> None:
+        self.told = True
+        self._problem(error)
+
+
 def at(path: Path, line: int, problem: object) -> DataError:
     """The error that names the file and the line."""
     return DataError(f"{path}:{line}: {problem}")

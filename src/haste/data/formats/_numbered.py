@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from haste.data.formats._files import SPELLINGS, Files
-from haste.data.formats._lines import at, excerpt, lines
-from haste.data.source import DataError, LabelRecord, Problem, Source, raise_problem
+from haste.data.formats._lines import Noted, at, excerpt, lines
+from haste.data.source import LabelRecord, Problem, Source, raise_problem
 
 _logger = logging.getLogger(__name__)
 NAME_LISTS = ("Y.txt", "Yf.txt", "output-items.txt")
@@ -82,19 +82,13 @@ def read_names(path: Path, count: int, problem: Problem) -> Iterator[LabelRecord
     Tells of fewer or more lines.
     """
     unique = UniqueNames(path)
-    told = False
-
-    def tell(error: DataError) -> None:
-        nonlocal told
-        told = True
-        problem(error)
-
+    noted = Noted(problem)
     number, replaced = 0, 0
-    for number, raw in lines(path, tell):
+    for number, raw in lines(path, noted):
         if number > count:
             if not raw.strip():
                 continue
-            tell(at(path, number, f"is more than the {count:,} labels of the data set; remove it"))
+            noted(at(path, number, f"is more than the {count:,} labels of the data set; remove it"))
             break
         name = raw.decode(errors="replace").strip()
         replaced += "\ufffd" in name and b"\xef\xbf\xbd" not in raw
@@ -103,7 +97,7 @@ def read_names(path: Path, count: int, problem: Problem) -> Iterator[LabelRecord
         _logger.warning("%s: %s names are not UTF-8; their bytes became U+FFFD", path, f"{replaced:,}")
     unique.say()
     if number < count:
-        if not told:
+        if not noted.told:
             problem(
                 at(path, number + 1, f"ends after {number:,} names, the data set has {count:,} labels; get it whole")
             )

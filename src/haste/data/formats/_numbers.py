@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from haste.data.formats._lines import Malformed, at, excerpt, lines
-from haste.data.source import DataError, Problem, raise_problem
+from haste.data.formats._lines import Malformed, Noted, at, excerpt, lines
+from haste.data.source import Problem, raise_problem
 
 BLOCK = 512  # rows that are parsed in one go
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -50,21 +50,15 @@ def read_header(path: Path, names: Sequence[str]) -> tuple[int, ...]:
 
 def read_body(path: Path, count: int, problem: Problem) -> Iterator[tuple[int, bytes]]:
     """(line number, bytes) of the `count` lines below the header; tells of fewer, and of more that are not blank."""
-    told = False
-
-    def tell(error: DataError) -> None:
-        nonlocal told
-        told = True
-        problem(error)
-
+    noted = Noted(problem)
     number = 0
-    for number, raw in lines(path, tell):
+    for number, raw in lines(path, noted):
         if 1 < number <= count + 1:
             yield number, raw
         elif number > 1 and raw.strip():
             problem(at(path, number, f"is more than the {count:,} rows of the header; correct the first line"))
             return
-    if number <= count and not told:
+    if number <= count and not noted.told:
         problem(at(path, number, f"ends after {number - 1:,} rows, the header says {count:,}; get it whole"))
 
 
