@@ -21,7 +21,7 @@ def make(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[..., tu
         config = tiny_config(**changes)
         dataset = load_dataset(config.data, seed=0, log=lambda text: None)
         labels, vectorizer = dataset.labels, dataset.vectorizer
-        model = build_model(config, num_inputs=vectorizer.num_terms, num_labels=labels.num_labels)
+        model = build_model(config, num_inputs=dataset.num_inputs, num_labels=labels.num_labels)
         generator = torch.Generator().manual_seed(1)
         model.output.set_label_order(torch.randperm(labels.num_labels, generator=generator))
         trained = TrainedModel(model=model, config=config, labels=labels, vectorizer=vectorizer, num_points=240)

@@ -13,12 +13,13 @@ from scipy.sparse import csr_matrix
 
 from haste.config import Data, expand_path
 from haste.data.formats import DataError, find_splits, read_jsonl, read_objects
+from haste.data.source import Kind
 from haste.data.text import TfIdf
 
 _logger = logging.getLogger(__name__)
 _MOST_DEV = 5000  # documents drawn from train: enough to tell 0.5 % of P@1 apart, and no more taken from training
 
-Bag = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Documents = torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Positives = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -71,31 +72,33 @@ class Split:
 
     name: train, dev or test
     ids: of the documents, (N,)
-    features: (N, V) float32, columns sorted
+    features: (N, V) float32; sparse: columns sorted
     truth: (N, number of label names) float32 ones, columns sorted
     num_labels: labels from this id on have no row in the output layer
+    filter: (N, number of label names) ones, labels that may not be predicted
     """
 
     name: str
     ids: list[str]
-    features: csr_matrix
+    features: csr_matrix | np.ndarray
     truth: csr_matrix
     num_labels: int
+    filter: csr_matrix | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, rows: np.ndarray) -> tuple[Bag, Positives]:
+    def batch(self, rows: np.ndarray) -> tuple[Documents, Positives]:
         """The documents `rows` (B,) as what the encoder and the output layer read.
 
-        Returns: ((offsets (B+1,) int64, terms int64, values float32), (offsets (B+1,) int64, labels int64));
-            labels without a row in the output layer are left out
+        Returns: ((offsets (B+1,) int64, terms int64, values float32), (offsets (B+1,) int64, labels int64)), or
+            ((B, V) float32, the same) for dense features; labels without a row in the output layer are left out
         """
         features, truth = self.features[rows], self.truth[rows][:, : self.num_labels]
-        return (
-            (_int64(features.indptr), _int64(features.indices), torch.from_numpy(features.data)),
-            (_int64(truth.indptr), _int64(truth.indices)),
-        )
+        positives = _int64(truth.indptr), _int64(truth.indices)
+        if isinstance(features, np.ndarray):
+            return torch.from_numpy(features), positives
+        return (_int64(features.indptr), _int64(features.indices), torch.from_numpy(features.data)), positives
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,13 @@ class Dataset:
     dev: Split | None
     test: Split | None
     labels: Labels
-    vectorizer: TfIdf
+    vectorizer: TfIdf | None
+    kind: Kind = "text"
+
+    @property
+    def num_inputs(self) -> int:
+        """Terms of the vocabulary, or columns of given features."""
+        return self.train.features.shape[1]
 
 
 @dataclass(frozen=True)

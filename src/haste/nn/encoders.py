@@ -80,7 +80,8 @@ class Bag(nn.Module):
             )
         generator = torch.Generator().manual_seed(seed)
         width = hidden or features
-        self.out_features, self.dropout, self.normalize = features, dropout, normalize
+        self.num_inputs, self.out_features = num_inputs, features
+        self.dropout, self.normalize = dropout, normalize
         self.embedding = nn.Parameter(torch.randn((num_inputs, width), generator=generator).mul_(_INITIAL_SCALE))
         self.bias = nn.Parameter(torch.zeros(width))
         self.linear = _linear(hidden, features, (2 / hidden) ** 0.5, generator) if hidden else None
@@ -94,7 +95,7 @@ class Bag(nn.Module):
         if isinstance(batch, Tensor):
             raise ValueError(f"documents {tuple(batch.shape)} must be CSR for a bag; use encoder.kind: features")
         offsets, terms, values = batch
-        _check_columns(terms, len(self.embedding))
+        _check_columns(terms, self.num_inputs)
         if self.normalize:
             values = _unit_values(offsets, values)
         h = torch.relu(_BagSum.apply(self.embedding, offsets, terms, values) + self.bias)

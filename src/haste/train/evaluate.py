@@ -14,7 +14,7 @@ from torch import Tensor
 
 from haste import metrics
 from haste.config import expand_path
-from haste.data.dataset import Labels, Split, load_dataset, truth_of
+from haste.data.dataset import Documents, Labels, Split, load_dataset, truth_of
 from haste.data.formats import DataError, Record, find_splits, read_jsonl
 from haste.nn import Model
 from haste.train.model_folder import TrainedModel, load_model
@@ -22,16 +22,18 @@ from haste.train.model_folder import TrainedModel, load_model
 K = 5
 PROPENSITY = (0.55, 1.5)  # a, b of Jain et al. (2016) for data without constants of its own
 _BATCH = 256
-Documents = tuple[Tensor, Tensor, Tensor]  # offsets (B + 1,), terms, values: CSR over the batch
 Positives = tuple[Tensor, Tensor]  # offsets (B + 1,), labels: CSR over the batch
 _CHUNK = 16 * _BATCH  # documents of a prediction in memory at a time
 
 
 def batch_of(split: Split, rows: np.ndarray, device: torch.device) -> tuple[Documents, Positives]:
     """Documents and positives of some rows of a split, on a device."""
-    (offsets, terms, values), (label_offsets, labels) = split.batch(rows)
-    documents = offsets.to(device), terms.to(device), values.to(device)
-    return documents, (label_offsets.to(device), labels.to(device))
+    documents, (offsets, labels) = split.batch(rows)
+    positives = offsets.to(device), labels.to(device)
+    if isinstance(documents, Tensor):
+        return documents.to(device), positives
+    bounds, columns, values = documents
+    return (bounds.to(device), columns.to(device), values.to(device)), positives
 
 
 def predict_topk(
@@ -208,6 +210,7 @@ def read_split(trained: TrainedModel, split: str, path: str) -> Split:
 
 
 def _as_split(records: list[Record], trained: TrainedModel) -> Split:
+    assert trained.vectorizer is not None
     features = trained.vectorizer.transform([record.text for record in records])
     truth = csr_matrix((len(records), len(trained.labels.names)), dtype=np.float32)
     ids = [record.id for record in records]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from haste import optim
 from haste.config import Config
-from haste.data.dataset import Dataset
+from haste.data.dataset import Dataset, Documents
 from haste.nn import build_model, initialize_output
 from haste.rewire import Schedule
-from haste.train.evaluate import Documents, Positives, batch_of
+from haste.train.evaluate import Positives, batch_of
 
 _ORDER, _STEP = 1, 2  # streams of random numbers
 
@@ -34,19 +34,24 @@ class Loop:
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.train = config, device, dataset.train
         seed = config.run.seed
-        num_inputs, num_labels = dataset.vectorizer.num_terms, dataset.labels.num_labels
-        self.model = build_model(config, num_inputs=num_inputs, num_labels=num_labels).to(device)
+        self.model = build_model(
+            config,
+            num_inputs=dataset.num_inputs,
+            num_labels=dataset.labels.num_labels,
+            dense_inputs=dataset.kind == "dense",
+        ).to(device)
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.optim.batch_size)
         self.total_steps = config.optim.epochs * self.steps_per_epoch
         settings, output = config.optim, config.optim.output
         encoder = settings.encoder
         parameters = self.model.encoder_parameters(), self.model.output.layer_parameters()
         self.optimizers = {
-            "encoder": _optimizer(encoder.name, parameters[0], encoder.lr, encoder.weight_decay, seed=seed),
-            "output": _optimizer(
-                output.name, parameters[1], output.lr, output.weight_decay, output.momentum, seed=seed
-            ),
+            "output": _optimizer(output.name, parameters[1], output.lr, output.weight_decay, output.momentum, seed=seed)
         }
+        if parameters[0]:  # given features may go straight to the output layer
+            self.optimizers["encoder"] = _optimizer(
+                encoder.name, parameters[0], encoder.lr, encoder.weight_decay, seed=seed
+            )
         self.schedules = {
             name: optim.cosine_schedule(optimizer, settings.warmup_steps, self.total_steps)
             for name, optimizer in self.optimizers.items()
@@ -86,7 +91,8 @@ class Loop:
     def step(self, step: int) -> dict[str, float]:
         """Train on the batch that follows `step` completed steps; returns rewiring statistics, if due."""
         torch.manual_seed(_seed(self.config.run.seed, _STEP, step))
-        documents, positives = batch_of(self.train, self.rows(step), self.device)
+        rows = self.rows(step)
+        documents, positives = batch_of(self.train, rows, self.device)
         model, update = self.model, self.optimizers["output"]
         model.train()
         features = model.encoder(documents)
@@ -94,13 +100,14 @@ class Loop:
             loss = model.output.step(features, positives, update)
         else:
             loss = model.output.loss(features, positives)
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         for name, optimizer in self.optimizers.items():
             optimizer.step()  # after a fused pass the output layer has no gradients and this does nothing
             optimizer.zero_grad(set_to_none=True)
             self.schedules[name].step()
         self.loss_sum += loss.detach()
-        self.documents += len(documents[0]) - 1
+        self.documents += len(rows)
         fraction = self.rewire_schedule.fraction_at(step + 1) if self.sparse else 0.0
         return self._rewire(fraction, documents, positives, step + 1) if fraction > 0 else {}
 

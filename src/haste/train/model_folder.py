@@ -1,6 +1,8 @@
 """Model folders: JSON, npz and safetensors that a stranger's copy of can be opened safely.
 
 config.json  encoder.safetensors  output.safetensors  labels.jsonl  vectorizer.json  vectorizer.npz  README.md
+
+A model of given features has no vectorizer.
 """
 
 import json
@@ -9,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,43 +21,56 @@ from torch import Tensor, nn
 from haste import topology
 from haste.config import Config
 from haste.data.dataset import Labels
+from haste.data.source import Kind
 from haste.data.text import TfIdf
 from haste.nn import Model, build_model
 from haste.train.device import resolve_device
 from haste.train.files import write_json, write_text
 
 FORMAT = 1
-_KEYS = {"format", "num_inputs", "num_labels", "num_points", "config"}
+_KEYS = {"format", "inputs", "num_inputs", "num_labels", "num_points", "config"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     """A model with all that turns text into terms and rows into label names.
 
+    vectorizer: of text; None for given features.
     num_points: documents it was trained on.
+    inputs: what it reads: text, or given features, sparse or dense.
     """
 
     model: Model
     config: Config
     labels: Labels
-    vectorizer: TfIdf
+    vectorizer: TfIdf | None
     num_points: int
+    inputs: Kind = "text"
+
+    @property
+    def num_inputs(self) -> int:
+        """Terms of the vocabulary, or columns of given features."""
+        return self.model.encoder.num_inputs
 
 
-def save_model(folder: Path, trained: TrainedModel, metrics: Mapping[str, Any]) -> None:
+def save_model(
+    folder: Path, trained: TrainedModel, metrics: Mapping[str, Any], *, extra: Mapping[str, Any] | None = None
+) -> None:
     """Write a model folder, replacing an older one only when the new one is complete.
 
     Args:
         folder: where to.
         trained: what to write.
         metrics: split -> metric -> percent, for the model card.
+        extra: name -> content of JSON files beside the model's own.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     description = {
         "format": FORMAT,
-        "num_inputs": trained.vectorizer.num_terms,
+        "inputs": trained.inputs,
+        "num_inputs": trained.num_inputs,
         "num_labels": trained.labels.num_labels,
         "num_points": trained.num_points,
         "config": trained.config.to_dict(),
@@ -66,7 +81,10 @@ def save_model(folder: Path, trained: TrainedModel, metrics: Mapping[str, Any]) 
         save_file(_state(getattr(trained.model, name)), file)
         shutil.copymode(temporary / "config.json", file)  # safetensors makes it readable by its owner alone
     trained.labels.save(temporary / "labels.jsonl")
-    trained.vectorizer.save(temporary)
+    if trained.vectorizer is not None:
+        trained.vectorizer.save(temporary)
+    for name, value in (extra or {}).items():
+        write_json(temporary / name, value)
     write_text(temporary / "README.md", _model_card(trained, metrics))
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)
@@ -85,12 +103,14 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
     description = _read_description(folder / "config.json")
     config = Config.from_dict(description["config"])
     labels = Labels.load(folder / "labels.jsonl")
-    vectorizer = TfIdf.load(folder)
-    for name, found in (("num_labels", labels.num_labels), ("num_inputs", vectorizer.num_terms)):
+    inputs, num_inputs = description["inputs"], description["num_inputs"]
+    vectorizer = TfIdf.load(folder) if inputs == "text" else None
+    terms = num_inputs if vectorizer is None else vectorizer.num_terms
+    for name, found in (("num_labels", labels.num_labels), ("num_inputs", terms)):
         if description[name] != found:
             raise ValueError(f"{folder / 'config.json'}: {name} ({description[name]}) must be {found}")
     with torch.device("meta"):
-        model = build_model(config, num_inputs=vectorizer.num_terms, num_labels=labels.num_labels)
+        model = build_model(config, num_inputs=num_inputs, num_labels=labels.num_labels, dense_inputs=inputs == "dense")
     files = {name: folder / f"{name}.safetensors" for name in ("encoder", "output")}
     for name, file in files.items():
         _check_shapes(file, getattr(model, name))
@@ -101,8 +121,14 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
         if layer.indices is not None:
             topology.check_indices(layer.indices, layer.in_features)
     model.to(resolve_device(device)).eval()
-    points = description["num_points"]
-    return TrainedModel(model=model, config=config, labels=labels, vectorizer=vectorizer, num_points=points)
+    return TrainedModel(
+        model=model,
+        config=config,
+        labels=labels,
+        vectorizer=vectorizer,
+        num_points=description["num_points"],
+        inputs=inputs,
+    )
 
 
 def _read_description(file: Path) -> dict[str, Any]:
@@ -121,6 +147,8 @@ def _read_description(file: Path) -> dict[str, Any]:
     for name in ("num_inputs", "num_labels", "num_points"):
         if type(description[name]) is not int or description[name] < 1:
             raise ValueError(f"{file}: {name} ({description[name]}) must be a positive integer")
+    if description["inputs"] not in get_args(Kind):
+        raise ValueError(f"{file}: inputs ({description['inputs']}) must be one of {', '.join(get_args(Kind))}")
     return description
 
 
@@ -154,11 +182,12 @@ library_name: haste
 pipeline_tag: text-classification
 tags: [extreme-classification, multi-label, sparse]
 ---
-# Multi-label text classifier
+# Multi-label {"text " if trained.inputs == "text" else ""}classifier
 
 {labels.num_labels:,} labels, trained with `haste` on {trained.num_points:,} documents.
 
-- encoder: {config.encoder.kind}, {trained.vectorizer.num_terms:,} terms, {config.encoder.features} features
+- encoder: {config.encoder.kind}, {trained.num_inputs:,} {_INPUTS[trained.inputs]}, {trained.model.encoder.out_features}
+  features
 - output layer: the {config.output.head_ratio:.0%} most frequent labels dense; the others read
   {config.output.fan_in} features each, shared by groups of {config.output.group_size}
 - loss: {config.output.loss}, so its outputs are {scores}
@@ -166,13 +195,14 @@ tags: [extreme-classification, multi-label, sparse]
 {chr(10).join(table)}
 
 ```
-haste predict PATH_OF_THIS_FOLDER --text "some text"
+haste predict PATH_OF_THIS_FOLDER {'--text "some text"' if trained.inputs == "text" else "--input FILE"}
 ```
 
 The folder holds JSON, npz and safetensors only; opening it runs no code.
 """
 
 
+_INPUTS = {"text": "terms", "sparse": "columns of given sparse rows", "dense": "given numbers a document"}
 _DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from haste.config import Config
@@ -28,11 +29,14 @@ _WINDOW = 50  # steps between two rows of the training loss
 _BEST = "nDCG@5"
 
 
-def train(config: Config, *, resume: bool = False, log: Callable[[str], None] | None = None) -> Path:
+def train(
+    config: Config, *, dataset: Dataset | None = None, resume: bool = False, log: Callable[[str], None] | None = None
+) -> Path:
     """Train a model and leave a run folder.
 
     Args:
         config: every setting of the run.
+        dataset: to train on; None = what config.data describes.
         resume: continue the run in `run.dir` from its last checkpoint; start it where there is none.
         log: takes lines of text; None = standard error, with a live bar where that is a terminal.
 
@@ -50,7 +54,7 @@ def train(config: Config, *, resume: bool = False, log: Callable[[str], None] | 
         return folder.path
     with compute_settings(config.run) as device:
         started = time.perf_counter()
-        dataset = load_dataset(config.data, seed=config.run.seed, log=say)
+        dataset = dataset or load_dataset(config.data, seed=config.run.seed, log=say)
         if config.run.patience and dataset.dev is None:
             raise ValueError(
                 f"run.patience ({config.run.patience}) must be 0 without a dev split; set data.dev_fraction"
@@ -205,6 +209,7 @@ class _Run:
             labels=self.dataset.labels,
             vectorizer=self.dataset.vectorizer,
             num_points=len(self.dataset.train),
+            inputs=self.dataset.kind,
         )
         save_model(self.folder.model, model, metrics)
         self._write_record("finished", model_step=step)
@@ -254,7 +259,7 @@ class _Run:
     def _write_record(self, status: str, **more: Any) -> None:
         data = {name: len(split) for name in ("train", "dev", "test") if (split := getattr(self.dataset, name))}
         sizes = {
-            "terms": self.dataset.vectorizer.num_terms,
+            "inputs": self.dataset.num_inputs,
             "labels": self.dataset.labels.num_labels,
             "labels_outside_train": len(self.dataset.labels.names) - self.dataset.labels.num_labels,
         }
@@ -295,7 +300,9 @@ def _fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256("\0".join(dataset.labels.names).encode())
     for split in (dataset.train, dataset.dev):
         for matrix in (split.features, split.truth) if split is not None else ():
-            for array in (matrix.indptr, matrix.indices, matrix.data):
+            dense = isinstance(matrix, np.ndarray)
+            arrays: list[np.ndarray] = [matrix] if dense else [matrix.indptr, matrix.indices, matrix.data]
+            for array in arrays:
                 digest.update(f"{array.dtype} {array.size}".encode())
                 digest.update(array)
     return digest.hexdigest()

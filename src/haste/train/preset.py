@@ -1,0 +1,253 @@
+"""preset="auto": settings from the size of the data and the memory there is, each with its reason.
+
+The figures come from tuning on sets of 60 to 588,000 documents; between them they are interpolated by powers of two.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from haste.config import Config, Encoder, Output
+from haste.data.source import Kind
+
+_SMALL_LAYER = 4 * 2**20  # bytes of a dense output layer below which sparsity would save nothing worth having
+_MOST_HEAD = 10_000  # labels of the dense head
+_FEW_INPUTS = 64  # given numbers of a document below which they are measurements rather than an embedding
+_MIB = 2**20
+
+Choices = dict[str, tuple[Any, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What settings are chosen from.
+
+    num_documents: to train on, before any are taken for dev
+    num_labels: with a training document
+    labels_per_document: mean
+    kind: text, or given features, sparse or dense
+    num_inputs: columns of given features
+    words_per_document: mean, of texts
+    has_dev: whether there are dev documents of their own
+    memory_bytes: main memory free now, of the GPU where the device is one
+    device: cpu or cuda
+    """
+
+    num_documents: int
+    num_labels: int
+    labels_per_document: float
+    kind: Kind = "text"
+    num_inputs: int | None = None
+    words_per_document: float | None = None
+    has_dev: bool = False
+    memory_bytes: int
+    device: str = "cpu"
+
+    def describe(self) -> str:
+        """One line for the log."""
+        shape = f"{self.num_inputs:,} {self.kind} features" if self.num_inputs else "text"
+        if self.words_per_document is not None:
+            shape = f"text of {self.words_per_document:.0f} words on average"
+        return (
+            f"{self.num_documents:,} documents of {shape}, {self.num_labels:,} labels, "
+            f"{self.labels_per_document:.1f} a document; {self.memory_bytes / 2**30:.1f} GiB of memory free"
+        )
+
+
+def fill(values: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
+    """Complete settings with those that fit the data; what the user gave wins and the rest follows from it.
+
+    Args:
+        values: nested dictionaries of what the user gave.
+        facts: about the data and the machine.
+
+    Returns:
+        Nested dictionaries for `Config.from_dict`, and lines for the log such as "encoder.features 512: why".
+
+    Raises:
+        ValueError, TypeError: as `Config.from_dict`, for what the user gave.
+    """
+    _check_given(values, facts)
+    complete = copy.deepcopy({name: dict(section) for name, section in values.items()})
+    lines = [f"preset auto: {facts.describe()}"]
+    for key, (value, reason) in choose(facts, flatten(values)).items():
+        *sections, name = key.split(".")
+        place = complete
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+        lines.append(f"{key} {_shown(value)}: {reason}")
+    return complete, lines
+
+
+def choose(facts: Facts, given: Mapping[str, Any] | None = None) -> Choices:
+    """Choose settings: dotted key -> (value, reason); none of those in `given`, which others follow from."""
+    chooser = _Chooser(facts, given or {})
+    chooser.text()
+    chooser.encoder()
+    chooser.output()
+    chooser.length()
+    return chooser.choices
+
+
+class _Chooser:
+    def __init__(self, facts: Facts, given: Mapping[str, Any]) -> None:
+        self.facts, self.given = facts, given
+        self.choices: Choices = {}
+
+    def pick(self, key: str, value: Any, reason: str) -> Any:
+        """The user's value of a setting, else this one."""
+        if key in self.given:
+            return self.given[key]
+        self.choices[key] = (value, reason)
+        return value
+
+    def text(self) -> None:
+        """Vocabulary and dev documents."""
+        facts, num = self.facts, self.facts.num_documents
+        if not facts.has_dev:
+            fraction = 0.0 if num < 200 else 0.1 if num < 10_000 else 0.05
+            why = f"{num:,} documents are too few to spare any" if not fraction else f"{num:,} documents"
+            self.pick("data.dev_fraction", fraction, why)
+        self.num_inputs = facts.num_inputs or 0
+        if facts.kind != "text":
+            return
+        words = facts.words_per_document or 100.0
+        pairs = num * words < 2e9
+        ngrams = self.pick("data.ngrams", 2 if pairs else 1, "pairs of words too" if pairs else "texts are long")
+        min_df = 1 if num < 1000 else 2 if num < 20_000 else 3
+        self.pick("data.min_df", min_df, f"{num:,} documents")
+        # About what a vocabulary grows to; the encoder's embedding and its two moments must fit.
+        terms = int(min(100_000 if num < 200_000 else 200_000, 50 + num * words * (2 if ngrams == 2 else 1)))
+        most = self.pick("data.max_features", 100_000 if num < 200_000 else 200_000, "rarer terms add little")
+        self.num_inputs = min(terms, most or 10 * terms)
+
+    def encoder(self) -> None:
+        """The encoder's kind and width."""
+        facts, labels = self.facts, self.facts.num_labels
+        dense = facts.kind == "dense"
+        self.kind = self.pick("encoder.kind", "features" if dense else "bag", f"documents are {_KINDS[facts.kind]}")
+        width = _power_of_two(16 * math.sqrt(labels), 64, 1024)
+        why = f"{labels:,} labels"
+        fan_in = self.given.get("output.fan_in")
+        if fan_in is not None and fan_in > width:
+            width, why = fan_in, f"output.fan_in {fan_in}"
+        while width > 64 and self._encoder_bytes(width) > facts.memory_bytes / 4 and width > (fan_in or 0):
+            width, why = width // 2, f"{_size(self._encoder_bytes(width))} at twice the width would not fit in memory"
+        self.width = self.pick("encoder.features", width, why) or self.num_inputs
+        if dense:
+            few = self.num_inputs < _FEW_INPUTS
+            why = "numbers of their own scale" if few else "embeddings differ in direction"
+            self.pick("encoder.normalize", not few, f"{self.num_inputs} {why}")
+        few_documents = facts.num_documents < 200
+        self.pick("encoder.dropout", 0.2 if few_documents else 0.5, f"{facts.num_documents:,} documents")
+
+    def _encoder_bytes(self, width: int) -> int:
+        return 12 * self.num_inputs * width  # float32 and the two moments of AdamW
+
+    def output(self) -> None:
+        """Head, tail and the dtype of their weights."""
+        facts, labels, width = self.facts, self.facts.num_labels, self.width
+        whole = 4 * labels * width
+        dense = whole <= _SMALL_LAYER
+        if dense:
+            fan_in, why = width, f"all features: the dense layer takes {_size(whole)}"
+        else:
+            fan_in = min(width, max(16, width // 8 + (width // 8) % 8))
+            why = f"an eighth of the features; all of them would take {_size(whole)}"
+        fan_in = self.pick("output.fan_in", fan_in, why)
+        sparse = fan_in < width
+        group_size = 1 if not sparse else 16 if labels < 100_000 else 32 if labels < 1_000_000 else 64
+        if sparse:
+            group_size = self.pick("output.group_size", group_size, f"{labels:,} labels")
+        ratio = min(0.1, _MOST_HEAD / labels) if sparse else 0.0
+        why = "the most frequent labels" if ratio == 0.1 else f"{_MOST_HEAD:,} labels at most"
+        ratio = self.pick("output.head_ratio", round(ratio, 6), why if sparse else "every label reads all features")
+        size = 4 * labels * (ratio * width + (1 - ratio) * fan_in)
+        if size > facts.memory_bytes / 4:
+            self.pick("output.dtype", "bfloat16", f"{_size(int(size))} of float32 would fill the memory")
+        if sparse and 12 * labels * 128 > facts.memory_bytes / 2:
+            self.pick("output.grouping", "frequency", f"embeddings of {labels:,} labels would fill the memory")
+        self.sparse = sparse
+
+    def length(self) -> None:
+        """Batches, epochs and what is counted in steps."""
+        facts, num = self.facts, self.facts.num_documents
+        num -= 0 if facts.has_dev else min(5000, int(num * self._value("data.dev_fraction", 0.05)))
+        batch = self.pick("optim.batch_size", _power_of_two(num / 64, 8, 256), f"{num:,} documents to train on")
+        epochs = 40 if num < 1000 else 20 if num < 20_000 else 10 if num < 500_000 else 5
+        epochs = self.pick("optim.epochs", epochs, f"{num:,} documents to train on")
+        per_epoch = math.ceil(num / batch)
+        steps = epochs * per_epoch
+        self.pick("optim.warmup_steps", min(100, steps // 10), f"{steps:,} steps")
+        if self.sparse:
+            interval = min(300, max(20, round(steps / 6)))
+            self.pick("rewire.interval", interval, f"{steps:,} steps")
+        else:
+            self.pick("rewire.interval", 0, "no label leaves a feature out")
+        without_dev = not facts.has_dev and self._value("data.dev_fraction", 0.05) == 0
+        every = float(epochs) if without_dev else max(1.0, epochs / 10)
+        self.pick("run.evaluate_every", every, "there is no dev split" if without_dev else f"{epochs} epochs")
+
+    def _value(self, key: str, default: Any) -> Any:
+        return self.given.get(key, self.choices.get(key, (default,))[0])
+
+
+_KINDS = {"text": "text", "sparse": "sparse rows", "dense": "rows of numbers"}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of nested dictionaries."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can be had now, within the limit of a container."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    info = Path("/proc/meminfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for limit, used in _CONTAINER:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such limit
+            continue
+    return max(free, 0)
+
+
+_CONTAINER = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def _check_given(values: Mapping[str, Any], facts: Facts) -> None:
+    """Raise for what the user gave as `Config` would, before anything is computed with it."""
+    path = {"path": ".", **values.get("data", {})}
+    kind = {"kind": "features" if facts.kind == "dense" else "bag"}
+    Config.from_dict({**values, "data": path, "encoder": {}, "output": {"fan_in": 1}})
+    for section, given in ((Encoder, {**kind, **values.get("encoder", {})}), (Output, values.get("output", {}))):
+        section(**given)
+
+
+def _power_of_two(value: float, low: int, high: int) -> int:
+    return min(high, max(low, 2 ** round(math.log2(max(value, 1)))))
+
+
+def _size(count: int) -> str:
+    return f"{count / _MIB:,.1f} MiB" if count < 1024 * _MIB else f"{count / 1024 / _MIB:,.1f} GiB"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value}"
