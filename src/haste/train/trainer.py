@@ -300,8 +300,9 @@ def _fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256("\0".join(dataset.labels.names).encode())
     for split in (dataset.train, dataset.dev):
         for matrix in (split.features, split.truth) if split is not None else ():
-            dense = isinstance(matrix, np.ndarray)
-            arrays: list[np.ndarray] = [matrix] if dense else [matrix.indptr, matrix.indices, matrix.data]
+            arrays: tuple[Any, ...] = (
+                (matrix,) if isinstance(matrix, np.ndarray) else (matrix.indptr, matrix.indices, matrix.data)
+            )
             for array in arrays:
                 digest.update(f"{array.dtype} {array.size}".encode())
                 digest.update(array)
