@@ -2,8 +2,8 @@ import gzip
 from pathlib import Path
 
 import pytest
-from format_cases import everything, found, make, told
 
+from format_cases import everything, found, make, told
 from haste.config import Data
 from haste.data.formats import Record, detect
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pyarrow
 import pytest
-from format_cases import everything, found, told
 from pyarrow import parquet
 
+from format_cases import everything, found, told
 from haste.data.formats import Record
 
 

@@ -181,8 +181,10 @@ def _not_finite(what: str, number: int, value: np.generic) -> str:
 
 def _explained(error: Exception) -> str:
     text = str(error)
-    if "allow_pickle" in text or text == _OBJECTS:
+    if text == _OBJECTS or "Object arrays" in text or "Python objects" in text:
         return _OBJECTS
+    if "pickled" in text:
+        return "is no file of NumPy's; write it with np.save or scipy.sparse.save_npz"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read ({error.strerror})"
     return (

@@ -103,10 +103,10 @@ def _match_npz_texts(files: Files, config: Data) -> Made | None:
 def _match_raw(files: Files, config: Data) -> Made | None:
     texts = ("{}_X.txt", "{}_raw_texts.txt", "{}_texts.txt")
     if not files.splits(*texts):
-        arrays = files.splits("{}_texts.npy", "{}_labels.npy")
+        arrays = [*files.splits("{}_texts.npy").values(), *files.splits("{}_labels.npy").values()]
         if arrays:
             raise Near(
-                f"{files.holds(arrays.values())}, arrays of Python objects, which only unpickling could read, and that "
+                f"{files.holds(arrays)}, arrays of Python objects, which only unpickling could read, and that "
                 "may run any program; give the text files they were made from, train_raw_texts.txt and train_labels.txt"
             )
         return None

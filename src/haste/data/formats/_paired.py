@@ -64,6 +64,8 @@ class Paired(Numbered):
         self.kind = documents.kind
         self.num_features = documents.width
         self.num_labels = targets.width if targets else None
+        if isinstance(targets, Names):
+            self.reason += f"; {targets.said}"
         for x, y in pairs.values():
             _same_width(x, documents, "columns")
             if y and targets:
