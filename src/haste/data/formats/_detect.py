@@ -30,7 +30,8 @@ def detect(config: Data) -> Source:
     formats = [entry for entry in FORMATS if config.format in ("auto", entry.name)]
     made, near = _one(files, config, formats)
     if made is None and path.is_dir():
-        made = _of_beginnings(files, config, formats)
+        made, more = _of_beginnings(files, config, formats)
+        near = near or more
     if made is None:
         raise _nothing(files, config, formats, near)
     return made()
@@ -71,17 +72,19 @@ def _said(source: Source, more: str) -> Source:
     return source
 
 
-def _of_beginnings(files: Files, config: Data, formats: Sequence[Format]) -> Made | None:
-    """What makes the only data set of those whose files' names begin alike, if there is one."""
+def _of_beginnings(files: Files, config: Data, formats: Sequence[Format]) -> tuple[Made | None, str]:
+    """The same as `_one`, among files whose names begin alike."""
+    near = ""
     found: dict[str, Made] = {}
     for start in beginnings(files):
-        made, _ = _one(replace(files, names=beginning(files.path, start)), config, formats)
+        made, more = _one(replace(files, names=beginning(files.path, start)), config, formats)
         if made is not None:
             found[start] = made
+        near = near or more
     if len(found) > 1:
         paths = " or ".join(str(files.path / start) for start in found)
         raise DataError(f"{files.path}: holds {len(found)} data sets; set data.path to {paths}")
-    return next(iter(found.values()), None)
+    return next(iter(found.values()), None), near
 
 
 def _nothing(files: Files, config: Data, formats: Sequence[Format], near: str) -> DataError:

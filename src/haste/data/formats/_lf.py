@@ -9,7 +9,7 @@ from haste.data.formats._fields import Fields
 from haste.data.formats._files import Files
 from haste.data.formats._json import json_objects
 from haste.data.formats._jsonl import read_id, read_text
-from haste.data.formats._lines import Malformed, at, count_lines, kind_of
+from haste.data.formats._lines import Malformed, Noted, at, check_encodable, count_lines, kind_of
 from haste.data.formats._numbered import Numbered, UniqueNames
 from haste.data.source import LabelRecord, Problem, Record, raise_problem
 
@@ -44,18 +44,31 @@ class LfSource(Numbered):
     def labels(self, problem: Problem = raise_problem) -> Iterator[LabelRecord]:
         """See Source."""
         unique = UniqueNames(self._labels)
-        for place, (number, row) in enumerate(json_objects(self._labels, problem)):
-            name, text = row.get(self._fields.id), row.get("title", "")
+        noted = Noted(problem)
+        place = broken = 0
+        for number, row in json_objects(self._labels, noted):
+            for _ in range(noted.told - broken):  # lines that are no objects have a number, too
+                yield LabelRecord(unique.add(place, ""))
+                place += 1
             try:
-                if not isinstance(name, str):
-                    raise Malformed(f"the value of '{self._fields.id}' ({kind_of(name)}) must be the label's name")
-                if not isinstance(text, str):
-                    raise Malformed(f"the value of 'title' ({kind_of(text)}) must be a string")
+                record = self._label(row)
             except Malformed as error:
-                problem(at(self._labels, number, error))
-                name, text = "", ""
-            yield LabelRecord(unique.add(place, name), text)
+                noted(at(self._labels, number, error))
+                record = LabelRecord("")
+            yield LabelRecord(unique.add(place, record.name), record.text)
+            place += 1
+            broken = noted.told
+        for rest in range(place, self.num_labels):
+            yield LabelRecord(unique.add(rest, ""))
         unique.say()
+
+    def _label(self, row: dict[str, Any]) -> LabelRecord:
+        name, text = row.get(self._fields.id), row.get("title", "")
+        if not isinstance(name, str):
+            raise Malformed(f"the value of '{self._fields.id}' ({kind_of(name)}) must be the label's name")
+        if not isinstance(text, str):
+            raise Malformed(f"the value of 'title' ({kind_of(text)}) must be a string")
+        return LabelRecord(check_encodable(self._fields.id, name), check_encodable("title", text))
 
     def _numbers(self, row: dict[str, Any]) -> tuple[int, ...]:
         key = self._fields.labels

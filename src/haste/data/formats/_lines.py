@@ -25,15 +25,15 @@ def ignore(_: DataError) -> None:
 class Noted:
     """A Problem that passes on what it is told.
 
-    told: whether it was told anything
+    told: how often it was told anything
     """
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self.told = False
+        self.told = 0
 
     def __call__(self, error: DataError) -> None:
-        self.told = True
+        self.told += 1
         self._problem(error)
 
 
