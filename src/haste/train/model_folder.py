@@ -131,16 +131,31 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
     )
 
 
-def _read_description(file: Path) -> dict[str, Any]:
+def read_extra(file: Path) -> dict[str, Any] | None:
+    """A JSON object that `save_model` wrote beside the model's own files; None where there is none.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    if not file.exists():
+        return None
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror}); is this a model folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: must be JSON; {error}") from None
-    if not isinstance(description, dict) or description.keys() != _KEYS:
-        found = sorted(description) if isinstance(description, dict) else type(description).__name__
-        raise ValueError(f"{file}: keys ({found}) must be {sorted(_KEYS)}")
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: must be a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    description = read_extra(file)
+    if description is None:
+        raise ValueError(f"{file}: cannot be read (no such file); is this a model folder?")
+    if description.keys() != _KEYS:
+        raise ValueError(f"{file}: keys ({sorted(description)}) must be {sorted(_KEYS)}")
     if description["format"] != FORMAT:
         found = description["format"]
         raise ValueError(f"{file}: format ({found}) must be {FORMAT}; read it with the haste that wrote it")

@@ -117,8 +117,9 @@ class _Chooser:
         if facts.kind != "text":
             return
         words = facts.words_per_document or 100.0
-        pairs = num * words < 2e9
-        ngrams = self.pick("data.ngrams", 2 if pairs else 1, "pairs of words too" if pairs else "texts are long")
+        pairs = num >= 1000 and num * words < 2e9
+        why = "pairs of words too" if pairs else f"{num:,} texts of {words:.0f} words"
+        ngrams = self.pick("data.ngrams", 2 if pairs else 1, why)
         min_df = 1 if num < 1000 else 2 if num < 20_000 else 3
         self.pick("data.min_df", min_df, f"{num:,} documents")
         # About what a vocabulary grows to; the encoder's embedding and its two moments must fit.
@@ -130,7 +131,10 @@ class _Chooser:
         """The encoder's kind and width."""
         facts, labels = self.facts, self.facts.num_labels
         dense = facts.kind == "dense"
-        self.kind = self.pick("encoder.kind", "features" if dense else "bag", f"documents are {_KINDS[facts.kind]}")
+        kind = self.pick("encoder.kind", "features" if dense else "bag", f"documents are {_KINDS[facts.kind]}")
+        few_inputs = self.num_inputs < _FEW_INPUTS
+        if kind == "features" and self._straight(few_inputs):
+            return
         width = _power_of_two(16 * math.sqrt(labels), 64, 1024)
         why = f"{labels:,} labels"
         fan_in = self.given.get("output.fan_in")
@@ -139,12 +143,27 @@ class _Chooser:
         while width > 64 and self._encoder_bytes(width) > facts.memory_bytes / 4 and width > (fan_in or 0):
             width, why = width // 2, f"{_size(self._encoder_bytes(width))} at twice the width would not fit in memory"
         self.width = self.pick("encoder.features", width, why) or self.num_inputs
-        if dense:
-            few = self.num_inputs < _FEW_INPUTS
-            why = "numbers of their own scale" if few else "embeddings differ in direction"
-            self.pick("encoder.normalize", not few, f"{self.num_inputs} {why}")
-        few_documents = facts.num_documents < 200
-        self.pick("encoder.dropout", 0.2 if few_documents else 0.5, f"{facts.num_documents:,} documents")
+        if kind == "features":
+            why = "numbers of their own scale" if few_inputs else "embeddings differ in direction"
+            self.pick("encoder.normalize", not few_inputs, f"{self.num_inputs} {why}")
+        dropout = 0.2 if facts.num_documents < 200 or kind == "features" else 0.5
+        self.pick("encoder.dropout", dropout, f"{facts.num_documents:,} documents")
+
+    def _straight(self, few_inputs: bool) -> bool:
+        """Whether given features go straight to the output layer; its optimizer then, which has no encoder to help."""
+        given = self.given.get("encoder.features", 0) or self.given.get("encoder.hidden", 0)
+        fan_in = self.given.get("output.fan_in", 0)
+        if given or few_inputs or fan_in > self.num_inputs:
+            return False
+        self.width = self.num_inputs
+        self.pick("encoder.features", 0, f"{self.num_inputs} features go straight to the output layer")
+        self.pick("encoder.normalize", True, "embeddings differ in direction")
+        self.pick("encoder.dropout", 0.0, "given features are kept whole")
+        moments = 8 * self.facts.num_labels * self.width
+        adam = moments < self.facts.memory_bytes / 8
+        name = self.pick("optim.output.name", "adamw" if adam else "sgd", f"its moments take at most {_size(moments)}")
+        self.pick("optim.output.lr", 0.02 if name == "adamw" else 2.0, "for features of unit length")
+        return True
 
     def _encoder_bytes(self, width: int) -> int:
         return 12 * self.num_inputs * width  # float32 and the two moments of AdamW
@@ -157,8 +176,8 @@ class _Chooser:
         if dense:
             fan_in, why = width, f"all features: the dense layer takes {_size(whole)}"
         else:
-            fan_in = min(width, max(16, width // 8 + (width // 8) % 8))
-            why = f"an eighth of the features; all of them would take {_size(whole)}"
+            fan_in = min(width, max(16, width // 6 // 8 * 8))
+            why = f"a sixth of the features; all of them would take {_size(whole)}"
         fan_in = self.pick("output.fan_in", fan_in, why)
         sparse = fan_in < width
         group_size = 1 if not sparse else 16 if labels < 100_000 else 32 if labels < 1_000_000 else 64
@@ -179,7 +198,7 @@ class _Chooser:
         facts, num = self.facts, self.facts.num_documents
         num -= 0 if facts.has_dev else min(5000, int(num * self._value("data.dev_fraction", 0.05)))
         batch = self.pick("optim.batch_size", _power_of_two(num / 64, 8, 256), f"{num:,} documents to train on")
-        epochs = 40 if num < 1000 else 20 if num < 20_000 else 10 if num < 500_000 else 5
+        epochs = 40 if num < 200 else 20 if num < 20_000 else 10 if num < 500_000 else 5
         epochs = self.pick("optim.epochs", epochs, f"{num:,} documents to train on")
         per_epoch = math.ceil(num / batch)
         steps = epochs * per_epoch
