@@ -1,17 +1,55 @@
 """Texts as arrays of word ids, and counts over them: what tf-idf needs without a string per occurrence."""
 
 import re
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
 CHUNK = 1 << 20  # words (or documents) handled together: a few arrays of 8 MiB
+_MOST_PAIRS = 1 << 25  # pairs counted in one pass: 256 MiB
 # The words of scikit-learn's r"\b\w\w+\b" in two thirds of its time: a greedy run always ends at a boundary.
 _find_words = re.compile(r"\w\w+").findall
 
 Chunk = tuple[np.ndarray, np.ndarray]
 """Some whole documents: ids of their words in order (int32, -1 = unknown), offsets (int64, one more than documents)."""
+
+
+class Spill:
+    """Chunks kept in a temporary file, so that they can be gone through again and again; a context manager.
+
+    folder: where the file is; None = the system's folder of temporary files
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._lengths: list[tuple[int, int]] = []
+        self.num_documents = self.num_words = 0
+
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def extend(self, chunks: Iterable[Chunk]) -> None:
+        """Add chunks behind those that are there."""
+        for words, offsets in chunks:
+            self._file.write(words.data)
+            self._file.write(offsets.data)
+            self._lengths.append((len(words), len(offsets)))
+            self.num_documents += len(offsets) - 1
+            self.num_words += len(words)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        self._file.seek(0)
+        for words, offsets in self._lengths:
+            yield (
+                np.frombuffer(self._file.read(4 * words), np.int32),
+                np.frombuffer(self._file.read(8 * offsets), np.int64),
+            )
 
 
 class Known(dict[str, int]):
@@ -81,7 +119,7 @@ def count_columns(offsets: np.ndarray, columns: Iterable[np.ndarray]) -> tuple[n
 
 
 def frequencies(
-    chunks: list[Chunk], columns: Callable[[Chunk], np.ndarray], num_columns: int
+    chunks: Spill, columns: Callable[[Chunk], np.ndarray], num_columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Number of documents, and of occurrences, of every column; (num_columns,) int64 each."""
     documents, occurrences = np.zeros(num_columns, np.int64), np.zeros(num_columns, np.int64)
@@ -92,17 +130,25 @@ def frequencies(
     return documents, occurrences
 
 
-def frequent_pairs(chunks: list[Chunk], frequent: np.ndarray, least: int) -> np.ndarray:
+def frequent_pairs(chunks: Spill, frequent: np.ndarray, least: int) -> np.ndarray:
     """Sorted pair keys of the pairs of frequent words that occur at least `least` times; int64.
+
+    Pairs are counted in as many passes as keep the keys of one pass below a fixed number.
 
     frequent: (num_words,) bool, the words that may form pairs
     """
+    passes = -(-chunks.num_words // _MOST_PAIRS) or 1
     found = [np.empty(0, np.int64)]
-    for words, offsets in chunks:
-        keys = pair_keys((np.where(frequent[words], words, -1), offsets), len(frequent))
-        found.append(keys[keys >= 0])
-    keys = np.concatenate(found)
-    del found
-    keys.sort()
-    first = np.flatnonzero(np.diff(keys, prepend=-1))
-    return keys[first[np.diff(first, append=len(keys)) >= least]]
+    for number in range(passes):
+        part = [np.empty(0, np.int64)]
+        for words, offsets in chunks:
+            keys = pair_keys((np.where(frequent[words], words, np.int32(-1)), offsets), len(frequent))
+            # the first words of the pairs share out the passes evenly enough, for their ids are in order of arrival
+            mine = keys >= 0 if passes == 1 else (keys >= 0) & (words % passes == number)
+            part.append(keys[mine])
+        keys = np.concatenate(part)
+        part.clear()
+        keys.sort()
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        found.append(keys[first[np.diff(first, append=len(keys)) >= least]])
+    return np.sort(np.concatenate(found))

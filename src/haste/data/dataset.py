@@ -1,23 +1,25 @@
-"""A data set in memory: tf-idf features and true labels of the train, dev and test documents."""
+"""A data set as a run reads it: features and true labels of the train, dev and test documents, memory-mapped."""
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from haste.config import Data, expand_path
-from haste.data.formats import DataError, find_splits, read_jsonl, read_objects
-from haste.data.source import Kind
+from haste.config import Data
+from haste.data._columns import Strings, as_matrix
+from haste.data.formats import read_objects
+from haste.data.prepare import features_of, prepare
+from haste.data.source import DataError, Kind
+from haste.data.store import Rows, StoredSplit, open_store
 from haste.data.text import TfIdf
 
 _logger = logging.getLogger(__name__)
-_MOST_DEV = 5000  # documents drawn from train: enough to tell 0.5 % of P@1 apart, and no more taken from training
 
 Documents = torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Positives = tuple[torch.Tensor, torch.Tensor]
@@ -29,10 +31,12 @@ class Labels:
 
     names: labels with a training document, sorted, and behind them the others, sorted
     counts: (num_labels,) int64, training documents of each label that has any
+    texts: what the labels mean in words, "" for those without; None where no label has a text
     """
 
     names: list[str]
     counts: np.ndarray
+    texts: list[str] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -40,11 +44,15 @@ class Labels:
         return len(self.counts)
 
     def save(self, path: str | Path) -> None:
-        """Write one {"label": name, "count": n} a line, in the order of the ids; 0 for labels not trained."""
-        counts = chain(self.counts.tolist(), [0] * (len(self.names) - self.num_labels))
+        """Write one {"label": name, "count": n} a line, in the order of the ids; 0 for labels not trained.
+
+        A label with a text of its own gets a third key, "text".
+        """
+        counts = chain(self.counts.tolist(), repeat(0))
         with open(path, "w", encoding="utf-8") as stream:
-            for name, count in zip(self.names, counts, strict=True):
-                stream.write(json.dumps({"label": name, "count": count}, ensure_ascii=False) + "\n")
+            for name, text, count in zip(self.names, self.texts or repeat(""), counts, strict=False):
+                row = {"label": name, "count": count, **({"text": text} if text else {})}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Labels":
@@ -52,18 +60,23 @@ class Labels:
         names: set[str] = set()
         ordered: list[str] = []
         counts: list[int] = []
+        texts: list[str] = []
         for number, row in read_objects(path):
-            name, count = row.get("label"), row.get("count")
-            if row.keys() != {"label", "count"} or not isinstance(name, str) or type(count) is not int:
-                raise DataError(f'{path}:{number}: must be {{"label": name, "count": whole number}}')
+            name, count, text = row.get("label"), row.get("count"), row.get("text", "")
+            known = row.keys() - {"text"} == {"label", "count"} and isinstance(text, str)
+            if not known or not isinstance(name, str) or type(count) is not int:
+                raise DataError(
+                    f'{path}:{number}: must be {{"label": name, "count": whole number}}, perhaps with "text"'
+                )
             if name in names:
                 raise DataError(f"{path}:{number}: label {name!r} stands in an earlier line too")
             if not 0 <= count < 2**63 or (count and len(counts) < len(names)):
                 raise DataError(f"{path}:{number}: count ({count}) must be above 0, or 0 from here to the end")
             names.add(name)
             ordered.append(name)
+            texts.append(text)
             counts += [count] if count else []
-        return cls(ordered, np.array(counts, np.int64))
+        return cls(ordered, np.array(counts, np.int64), texts if any(texts) else None)
 
 
 @dataclass(frozen=True)
@@ -72,14 +85,14 @@ class Split:
 
     name: train, dev or test
     ids: of the documents, (N,)
-    features: (N, V) float32; sparse: columns sorted
+    features: (N, D) float32: CSR with sorted columns, or dense
     truth: (N, number of label names) float32 ones, columns sorted
     num_labels: labels from this id on have no row in the output layer
-    filter: (N, number of label names) ones, labels that may not be predicted
+    filter: (N, num_labels) ones where a label is not to be predicted; None = nowhere
     """
 
     name: str
-    ids: list[str]
+    ids: Sequence[str]
     features: csr_matrix | np.ndarray
     truth: csr_matrix
     num_labels: int
@@ -91,19 +104,32 @@ class Split:
     def batch(self, rows: np.ndarray) -> tuple[Documents, Positives]:
         """The documents `rows` (B,) as what the encoder and the output layer read.
 
-        Returns: ((offsets (B+1,) int64, terms int64, values float32), (offsets (B+1,) int64, labels int64)), or
-            ((B, V) float32, the same) for dense features; labels without a row in the output layer are left out
+        Returns: (documents, positives); documents are (B, D) float32 for dense features, else CSR: (offsets (B+1,)
+            int64, columns int64, values float32); positives are CSR (offsets (B+1,) int64, labels int64), without
+            labels that have no row in the output layer
         """
         features, truth = self.features[rows], self.truth[rows][:, : self.num_labels]
         positives = _int64(truth.indptr), _int64(truth.indices)
         if isinstance(features, np.ndarray):
-            return torch.from_numpy(features), positives
+            return torch.from_numpy(np.ascontiguousarray(features)), positives
         return (_int64(features.indptr), _int64(features.indices), torch.from_numpy(features.data)), positives
+
+    def exclude(self, rows: np.ndarray) -> Positives | None:
+        """Labels that are not to be predicted for the documents `rows` (B,), CSR as positives; None = none at all."""
+        if self.filter is None:
+            return None
+        filtered = self.filter[rows]
+        return _int64(filtered.indptr), _int64(filtered.indices)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Documents and labels of one run. Ids of terms and labels are those of `vectorizer` and `labels`."""
+    """Documents and labels of one run. Ids of terms and labels are those of `vectorizer` and `labels`.
+
+    vectorizer: None where features are given
+    kind: text, or given features, sparse or dense
+    digest: of the documents, their labels and their division into splits
+    """
 
     train: Split
     dev: Split | None
@@ -111,139 +137,144 @@ class Dataset:
     labels: Labels
     vectorizer: TfIdf | None
     kind: Kind = "text"
+    digest: str = ""
 
     @property
     def num_inputs(self) -> int:
-        """Terms of the vocabulary, or columns of given features."""
-        return self.train.features.shape[1]
-
-
-@dataclass(frozen=True)
-class _Documents:
-    ids: list[str]
-    texts: list[str]
-    labels: list[tuple[str, ...]]
-
-    def take(self, rows: Iterable[int]) -> "_Documents":
-        chosen = list(rows)
-        return _Documents(
-            [self.ids[i] for i in chosen], [self.texts[i] for i in chosen], [self.labels[i] for i in chosen]
-        )
+        """Width of the features: terms of the vocabulary, or columns of given features."""
+        return int(self.train.features.shape[1])
 
 
 def load_dataset(config: Data, *, seed: int, log: Callable[[str], None] = _logger.info) -> Dataset:
-    """Read the documents under config.path and turn their text into terms.
+    """The documents under config.path, their text as terms.
 
     Vocabulary and label counts come from the training documents alone. Without a dev file, dev_fraction of the
-    training documents, 5,000 at most, drawn at random from `seed`, become dev documents.
+    training documents, 5,000 at most, drawn at random from `seed`, become dev documents. All of it is made under
+    data.cache at the first call and only opened afterwards.
     log: called with lines that tell what was found: sizes, documents in two splits, repeated labels
     Raises: DataError if a file is missing, malformed or empty, or no training document has a label.
     """
-    path = expand_path(config.path, "data.path")
-    documents = {name: _read(file, name, config, log) for name, file in find_splits(path).items()}
-    if "dev" not in documents:
-        _draw_dev(documents, config.dev_fraction, seed, log)
-    documents = {name: documents[name] for name in ("train", "dev", "test") if name in documents}
-    train = documents["train"]
-    _log_same_texts(documents, log)
-
-    counted: dict[str, int] = {}
-    for label in chain.from_iterable(train.labels):
-        counted[label] = counted.get(label, 0) + 1
-    if not counted:
-        raise DataError(f"{path}: no training document has a label; check data.labels ({config.labels or 'labels'})")
-    trained = sorted(counted)
-    every = {label for part in documents.values() for label in chain.from_iterable(part.labels)}
-    names = trained + sorted(every - counted.keys())
-    labels = Labels(names, np.array([counted[name] for name in trained], np.int64))
-
-    vectorizer, features = TfIdf.fit_transform(
-        train.texts, ngrams=config.ngrams, min_df=config.min_df, max_features=config.max_features
-    )
+    store = open_store(config, log=log)
+    for note in store.notes:
+        log(note)
+    prepared = prepare(store, config, seed=seed, log=log)
+    _log_same_texts(prepared.rows, log)
+    order, counts = prepared.label_order, prepared.counts
+    names = _in_order(store.label_names, order)
+    texts = _in_order(store.label_texts, order) if store.label_texts else None
+    labels = Labels(names, np.array(counts), texts)
+    ids = np.empty(len(order), np.int32)
+    ids[order] = np.arange(len(order), dtype=np.int32)
     splits: dict[str, Split] = {}
-    for name, part in documents.items():
-        rows = features if name == "train" else vectorizer.transform(part.texts)
-        truth = truth_of(part.labels, names)
-        splits[name] = Split(name, part.ids, rows, truth, labels.num_labels)
-        empty = int((np.diff(rows.indptr) == 0).sum())
-        log(
-            f"{name}: {len(part.ids):,} documents, {rows.nnz / len(part.ids):.1f} terms and "
-            f"{truth.nnz / len(part.ids):.2f} labels each"
-            + (f"; {empty:,} without any term of the vocabulary" if empty else "")
-        )
-    log(
-        f"{vectorizer.num_terms:,} terms; {labels.num_labels:,} labels with a training document"
-        + (f", {len(names) - len(trained):,} more without" if len(names) > len(trained) else "")
+    for name, (part, chosen) in prepared.rows.items():
+        features, truth = prepared.features(name), prepared.truth(name)
+        filtered = _filter(part.filter, ids, labels.num_labels, chosen) if config.filter else None
+        split = Split(name, _Some(part.ids, chosen), features, truth, labels.num_labels, filtered)
+        splits[name] = split
+        _log_split(split, store.kind, log)
+    unused = len(names) - labels.num_labels
+    terms = f"{prepared.vectorizer.num_terms:,} terms; " if prepared.vectorizer else ""
+    log(f"{terms}{labels.num_labels:,} labels with a training document" + (f", {unused:,} more without" * bool(unused)))
+    return Dataset(
+        splits["train"],
+        splits.get("dev"),
+        splits.get("test"),
+        labels,
+        prepared.vectorizer,
+        store.kind,
+        prepared.digest,
     )
-    return Dataset(splits["train"], splits.get("dev"), splits.get("test"), labels, vectorizer)
 
 
-def truth_of(labels: Iterable[Sequence[str]], names: Sequence[str]) -> csr_matrix:
-    """True labels of documents as a matrix of ones, (N, L) float32, columns sorted.
+def split_for(
+    config: Data,
+    name: str,
+    labels: Labels,
+    vectorizer: TfIdf | None,
+    *,
+    log: Callable[[str], None] = _logger.info,
+) -> Split | None:
+    """A split of the data at config.path in the terms and labels of a model; None if there is no such split.
 
-    labels: the label names of each document; a repeated one counts once
-    names: label of each column; a label that is not among them gets a column of its own behind them, for it is
-        a true label all the same, that no prediction hits
+    Labels that the model does not know are true all the same, and no prediction hits them.
     """
-    columns = {name: i for i, name in enumerate(names)}
-    indices: list[int] = []
-    offsets = [0]
-    for document in labels:
-        indices.extend(sorted({columns.setdefault(label, len(columns)) for label in document}))
-        offsets.append(len(indices))
-    ones = np.ones(len(indices), np.float32)
-    truth = csr_matrix((ones, np.array(indices, np.int32), offsets), shape=(len(offsets) - 1, len(columns)))
-    truth.has_canonical_format = True
+    store = open_store(config, log=log)
+    if name not in store.splits:
+        return None
+    part = store.splits[name]
+    features = features_of(store, name, vectorizer, config, log=log)
+    known = {label: number for number, label in enumerate(labels.names)}
+    ids = np.array([known.setdefault(label, len(known)) for label in store.label_names], np.int32)
+    truth = _renumbered(part.labels, ids, len(known))
+    filtered = _filter(part.filter, ids, labels.num_labels, None) if config.filter else None
+    return Split(name, part.ids, features, truth, labels.num_labels, filtered)
+
+
+class _Some(Sequence[str]):
+    """The strings of some rows."""
+
+    def __init__(self, strings: Strings, rows: np.ndarray | None) -> None:
+        self._strings, self._rows = strings, rows
+
+    def __len__(self) -> int:
+        return len(self._strings if self._rows is None else self._rows)
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        if self._rows is None:
+            return self._strings[key]
+        rows = self._rows[key]
+        return list(self._strings.take(rows)) if isinstance(key, slice) else self._strings[int(rows)]
+
+
+def _in_order(strings: Strings, order: np.ndarray) -> list[str]:
+    return list(strings.take(order))
+
+
+def _renumbered(labels: Rows, ids: np.ndarray, num_columns: int) -> csr_matrix:
+    offsets, numbers = labels
+    truth = as_matrix(np.ones(len(numbers), np.float32), ids[numbers], offsets, num_columns)
+    truth.has_sorted_indices = False
+    truth.sort_indices()
     return truth
+
+
+def _filter(pairs: Rows | None, ids: np.ndarray, num_labels: int, chosen: np.ndarray | None) -> csr_matrix | None:
+    if pairs is None:
+        return None
+    known = _renumbered(pairs, ids, max(num_labels, int(ids.max(initial=0)) + 1))[:, :num_labels]
+    return known if chosen is None else known[chosen]
 
 
 def _int64(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64, copy=False))
 
 
-def _read(path: Path, name: str, config: Data, log: Callable[[str], None]) -> _Documents:
-    documents = _Documents([], [], [])
-    repeated = affected = unlabelled = 0
-    for record in read_jsonl(path, text=config.text or "text", labels=config.labels or "labels"):
-        labels = tuple(dict.fromkeys(record.labels))
-        repeated += len(record.labels) - len(labels)
-        affected += len(record.labels) > len(labels)
-        unlabelled += not labels
-        documents.ids.append(record.id)
-        documents.texts.append(record.text)
-        documents.labels.append(labels)
-    if not documents.ids:
-        raise DataError(f"{path}: holds no documents; remove the file or write one JSON object a line")
-    if repeated:
-        log(f"{name}: dropped {repeated:,} repeated labels in {affected:,} documents")
-    if unlabelled:
-        log(f"{name}: {unlabelled:,} documents have no labels")
-    return documents
+def _log_split(split: Split, kind: Kind, log: Callable[[str], None]) -> None:
+    labels, features = split.truth.nnz / len(split), split.features
+    if isinstance(features, np.ndarray):
+        log(f"{split.name}: {len(split):,} documents, {features.shape[1]} features and {labels:.2f} labels each")
+    else:
+        empty = int((np.diff(features.indptr) == 0).sum())
+        what, of_what = ("terms", "term of the vocabulary") if kind == "text" else ("features", "feature")
+        sizes = f"{features.nnz / len(split):.1f} {what} and {labels:.2f} labels each"
+        log(f"{split.name}: {len(split):,} documents, {sizes}" + f"; {empty:,} without any {of_what}" * bool(empty))
+    if split.filter is not None:
+        log(f"{split.name}: {split.filter.nnz:,} pairs of document and label are never predicted (data.filter)")
 
 
-def _draw_dev(documents: dict[str, _Documents], fraction: float, seed: int, log: Callable[[str], None]) -> None:
-    """Move some of documents["train"] to documents["dev"]; both keep the order of the file."""
-    train = documents["train"]
-    size = min(round(fraction * len(train.ids)), _MOST_DEV, len(train.ids) - 1)
-    if size < 1:
-        log(f"no dev split: no dev file, and data.dev_fraction ({fraction}) of {len(train.ids):,} is none")
+def _log_same_texts(rows: dict[str, tuple[StoredSplit, np.ndarray | None]], log: Callable[[str], None]) -> None:
+    digests = {
+        name: part.digests if chosen is None else part.digests[chosen]
+        for name, (part, chosen) in rows.items()
+        if len(part.digests)
+    }
+    if "train" not in digests:
         return
-    drawn = np.zeros(len(train.ids), bool)
-    drawn[np.random.default_rng(seed).permutation(len(train.ids))[:size]] = True
-    documents["train"] = train.take(np.flatnonzero(~drawn))
-    documents["dev"] = train.take(np.flatnonzero(drawn))
-    log(
-        f"no dev file: {size:,} of the {len(train.ids):,} training documents, drawn at random with seed {seed}, "
-        f"are the dev split and not trained on (data.dev_fraction {fraction})"
-    )
-
-
-def _log_same_texts(documents: dict[str, _Documents], log: Callable[[str], None]) -> None:
-    train = set(documents["train"].texts)
-    repeated = len(documents["train"].texts) - len(train)
+    train = np.unique(digests["train"])
+    repeated = len(digests["train"]) - len(train)
     if repeated:
         log(f"train: {repeated:,} documents repeat the text of another one")
-    for name, part in documents.items():
-        same = sum(text in train for text in part.texts) if name != "train" else 0
+    for name, part in digests.items():
+        same = int(np.isin(part, train).sum()) if name != "train" else 0
         if same:
-            log(f"{name}: {same:,} of {len(part.texts):,} documents have the text of a training document")
+            log(f"{name}: {same:,} of {len(part):,} documents have the text of a training document")

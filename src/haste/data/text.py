@@ -1,10 +1,11 @@
 """Tf-idf: text to sparse rows of term weights, with a vocabulary that is saved without pickle."""
 
+import hashlib
 import itertools
 import json
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from haste.data import _words
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Some rows of a CSR matrix: entries of every row (int64), columns (int32), values (float32)."""
 
 _FORMAT_VERSION = 1
 _SETTINGS = ("ngrams", "min_df", "max_features")
@@ -78,27 +82,64 @@ class TfIdf:
         max_features: keep the terms with the most occurrences (ties: first in sorted order); None = all
         Raises: ValueError if no term is left.
         """
-        _check_settings(ngrams, min_df, max_features)
-        return cls._fit(texts, ngrams, min_df, max_features)[0]
+        return cls.fit_parts(texts, ngrams=ngrams, min_df=min_df, max_features=max_features)[0]
 
     @classmethod
     def fit_transform(
         cls, texts: Iterable[str], *, ngrams: int = 1, min_df: int = 2, max_features: int | None = None
     ) -> tuple["TfIdf", csr_matrix]:
         """fit(texts) and its transform(texts), reading every text once."""
+        vectorizer, parts = cls.fit_parts(texts, ngrams=ngrams, min_df=min_df, max_features=max_features)
+        return vectorizer, vectorizer._joined(parts)
+
+    @classmethod
+    def fit_parts(
+        cls,
+        texts: Iterable[str],
+        *,
+        ngrams: int = 1,
+        min_df: int = 2,
+        max_features: int | None = None,
+        folder: Path | None = None,
+    ) -> tuple["TfIdf", Iterator[Part]]:
+        """fit(texts) and its parts(texts), reading every text once, in memory for the vocabulary and some parts.
+
+        folder: of the temporary file that holds the texts as ids of their words; None = the system's
+        """
         _check_settings(ngrams, min_df, max_features)
-        vectorizer, chunks, words = cls._fit(texts, ngrams, min_df, max_features)
-        ids = np.array([vectorizer._ids[word] for word in words], np.int32)
-        return vectorizer, vectorizer._rows((ids[chunk], offsets) for chunk, offsets in chunks)
+        spill = _words.Spill(folder)
+        ids: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+        spill.extend(_words.tokenise(texts, ids.__getitem__))
+        words = list(ids)
+        del ids
+        vectorizer = cls._fit(spill, words, ngrams, min_df, max_features)
+
+        def parts() -> Iterator[Part]:
+            known = np.array([vectorizer._ids[word] for word in words], np.int32)
+            with spill:
+                yield from vectorizer._parts((known[chunk], offsets) for chunk, offsets in spill)
+
+        return vectorizer, parts()
 
     @property
     def num_terms(self) -> int:
         """Size of the vocabulary, V."""
         return len(self.terms)
 
+    def digest(self) -> str:
+        """SHA-256 of all that decides the rows, in hexadecimal digits."""
+        digest = hashlib.sha256(f"{_FORMAT_VERSION} {self.ngrams}".encode())
+        digest.update("\0".join(self.terms).encode())
+        digest.update(self.idf.tobytes())
+        return digest.hexdigest()
+
     def transform(self, texts: Iterable[str]) -> csr_matrix:
         """Rows of the documents, (N, V) float32, columns sorted; without a known term a row is empty."""
-        return self._rows(_words.tokenise(texts, self._ids.__getitem__))
+        return self._joined(self.parts(texts))
+
+    def parts(self, texts: Iterable[str]) -> Iterator[Part]:
+        """The rows of `transform`, some whole documents at a time: lengths of rows, columns, values."""
+        return self._parts(_words.tokenise(texts, self._ids.__getitem__))
 
     def save(self, folder: str | Path) -> None:
         """Write vectorizer.json and vectorizer.npz into `folder`; the same vocabulary makes the same bytes."""
@@ -137,13 +178,10 @@ class TfIdf:
 
     @classmethod
     def _fit(
-        cls, texts: Iterable[str], ngrams: int, min_df: int, max_features: int | None
-    ) -> tuple["TfIdf", list[_words.Chunk], list[str]]:
-        """The vectorizer, the texts as ids of the words found in them, and those words."""
-        ids: defaultdict[str, int] = defaultdict(itertools.count().__next__)
-        chunks = list(_words.tokenise(texts, ids.__getitem__))
-        words = list(ids)
-        num_documents = sum(len(offsets) - 1 for _, offsets in chunks)
+        cls, chunks: _words.Spill, words: list[str], ngrams: int, min_df: int, max_features: int | None
+    ) -> "TfIdf":
+        """The vectorizer of texts as ids of the words found in them."""
+        num_documents = chunks.num_documents
         documents, occurrences = _words.frequencies(chunks, lambda chunk: chunk[0], len(words))
         keys = np.empty(0, np.int64)
         if ngrams == 2:
@@ -177,7 +215,7 @@ class TfIdf:
         df = documents[[i for _, i in terms]]
         idf = (np.log((1 + num_documents) / (1 + df)) + 1).astype(np.float32)
         names = [name for name, _ in terms]
-        return cls(names, idf, ngrams=ngrams, min_df=min_df, max_features=max_features), chunks, words
+        return cls(names, idf, ngrams=ngrams, min_df=min_df, max_features=max_features)
 
     def _columns(self, chunk: _words.Chunk) -> list[np.ndarray]:
         columns = [self._word_columns[chunk[0]]]
@@ -186,9 +224,7 @@ class TfIdf:
             columns.append(self._pair_columns[_words.positions(self._pair_keys, keys)])
         return columns
 
-    def _rows(self, chunks: Iterable[_words.Chunk]) -> csr_matrix:
-        columns, values = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
-        lengths = [np.zeros(1, np.int64)]
+    def _parts(self, chunks: Iterable[_words.Chunk]) -> Iterator[Part]:
         for chunk in chunks:
             num_documents = len(chunk[1]) - 1
             document, column, count = _words.count_columns(chunk[1], self._columns(chunk))
@@ -196,9 +232,15 @@ class TfIdf:
             weight = (1 + np.log(np.arange(1, count.max(initial=1) + 1))).astype(np.float32)
             value = weight[count - 1] * self.idf[column]
             norm = np.sqrt(np.bincount(document, np.square(value, dtype=np.float64), num_documents))
-            values.append((value / norm[document]).astype(np.float32))
-            columns.append(column.astype(np.int32))
-            lengths.append(np.bincount(document, minlength=num_documents))
+            lengths = np.bincount(document, minlength=num_documents)
+            yield lengths, column.astype(np.int32), (value / norm[document]).astype(np.float32)
+
+    def _joined(self, parts: Iterable[Part]) -> csr_matrix:
+        lengths, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+        for part in parts:
+            lengths.append(part[0])
+            columns.append(part[1])
+            values.append(part[2])
         offsets = np.cumsum(np.concatenate(lengths))
         shape = (len(offsets) - 1, self.num_terms)
         rows = csr_matrix((np.concatenate(values), np.concatenate(columns), offsets), shape=shape)

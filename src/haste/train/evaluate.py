@@ -14,32 +14,31 @@ from torch import Tensor
 
 from haste import metrics
 from haste.config import expand_path
-from haste.data.dataset import Documents, Labels, Split, load_dataset, truth_of
-from haste.data.formats import DataError, Record, find_splits, read_jsonl
+from haste.data.dataset import Documents, Labels, Positives, Split, load_dataset, split_for
+from haste.data.source import DataError, Record
 from haste.nn import Model
 from haste.train.model_folder import TrainedModel, load_model
 
 K = 5
 PROPENSITY = (0.55, 1.5)  # a, b of Jain et al. (2016) for data without constants of its own
 _BATCH = 256
-Positives = tuple[Tensor, Tensor]  # offsets (B + 1,), labels: CSR over the batch
 _CHUNK = 16 * _BATCH  # documents of a prediction in memory at a time
 
 
 def batch_of(split: Split, rows: np.ndarray, device: torch.device) -> tuple[Documents, Positives]:
     """Documents and positives of some rows of a split, on a device."""
     documents, (offsets, labels) = split.batch(rows)
-    positives = offsets.to(device), labels.to(device)
     if isinstance(documents, Tensor):
-        return documents.to(device), positives
-    bounds, columns, values = documents
-    return (bounds.to(device), columns.to(device), values.to(device)), positives
+        on_device: Documents = documents.to(device)
+    else:
+        on_device = documents[0].to(device), documents[1].to(device), documents[2].to(device)
+    return on_device, (offsets.to(device), labels.to(device))
 
 
 def predict_topk(
     model: Model, split: Split, k: int, *, tick: Callable[[], None] = lambda: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank labels for every document of a split.
+    """Rank labels for every document of a split; those its filter names are left out before the ranking.
 
     Args:
         model: in any mode, which it keeps.
@@ -61,7 +60,10 @@ def predict_topk(
                 tick()
                 rows = np.arange(start, min(start + _BATCH, len(split)))
                 documents, _ = batch_of(split, rows, device)
-                values, labels = model.topk(documents, k)
+                exclude = split.exclude(rows)
+                if exclude is not None:
+                    exclude = exclude[0].to(device), exclude[1].to(device)
+                values, labels = model.topk(documents, k, exclude)
                 scores[rows, : values.shape[1]] = values.float().cpu().numpy()
                 ids[rows, : labels.shape[1]] = labels.cpu().numpy()
     finally:
@@ -115,6 +117,7 @@ def evaluate_run(
     *,
     path: str | None = None,
     propensity: tuple[float, float] = PROPENSITY,
+    use_filter: bool = True,
     device: str = "auto",
 ) -> dict[str, float]:
     """Metrics of a finished run's model on a split of its data.
@@ -124,13 +127,16 @@ def evaluate_run(
         split: train, dev or test.
         path: data to use instead of the run's `data.path`.
         propensity: a and b of the propensity-scored metrics.
+        use_filter: never predict what the data's filter files list.
         device: where to compute.
 
     Raises:
         ValueError: the run has no model, or the data no such split.
     """
     trained = load_model(find_model(run), device=device)
-    documents = read_split(trained, split, path or trained.config.data.path)
+    documents = read_split(trained, split, path)
+    if not use_filter:
+        documents = replace(documents, filter=None)
     return evaluate_split(
         trained.model, documents, trained.labels, num_points=trained.num_points, propensity=propensity
     )
@@ -149,7 +155,7 @@ def predict(
 
     Yields:
         {"id": ..., "labels": [{"label": ..., "probability": ...}, ...]}, best first; "score" instead of
-        "probability" where the loss was squared_hinge.
+        "probability" where the loss was squared_hinge, and the label's "text" where it has one.
     """
     trained = run if isinstance(run, TrainedModel) else load_model(find_model(run), device=device)
     remaining = iter(records)
@@ -165,11 +171,16 @@ def _predict_chunk(trained: TrainedModel, records: list[Record], k: int) -> Iter
     name = "probability" if probable else "score"
     for record, row, row_values in zip(records, ids, values, strict=True):
         labels = [
-            {"label": trained.labels.names[label], name: float(value)}
+            {"label": trained.labels.names[label], **_text_of(trained.labels, label), name: float(value)}
             for label, value in zip(row, row_values, strict=True)
             if label >= 0
         ]
         yield {"id": record.id, "labels": labels}
+
+
+def _text_of(labels: Labels, label: int) -> dict[str, str]:
+    text = labels.texts[label] if labels.texts else ""
+    return {"text": text} if text else {}
 
 
 def find_model(run: Path) -> Path:
@@ -185,33 +196,58 @@ def find_model(run: Path) -> Path:
     raise ValueError(f"{run} must be a run folder or a model folder; it has neither config.json nor model/")
 
 
-def read_split(trained: TrainedModel, split: str, path: str) -> Split:
-    """A split of the data at a path, in the terms and labels of a model.
+def read_split(trained: TrainedModel, split: str, path: str | None = None) -> Split:
+    """A split of a data set in the terms and labels of a model.
+
+    Args:
+        trained: the model.
+        split: train, dev or test.
+        path: the data; None = the data that the model was trained on.
 
     Raises:
         ValueError: there is no such split, or it cannot be read.
     """
     data = trained.config.data
-    folder = expand_path(path, "data.path")
-    files = find_splits(folder)
-    if split == "dev" and "dev" not in files:
-        # cut from train by the run itself
-        documents = load_dataset(replace(data, path=path), seed=trained.config.run.seed).dev
-        if documents is None:
-            raise DataError(f"{folder}: there is no dev split; set data.dev_fraction or add a dev file")
-        return documents
-    if split not in files:
-        raise DataError(f"{folder}: there is no {split} split; found {', '.join(files)}")
-    records = list(read_jsonl(files[split], text=data.text or "text", labels=data.labels or "labels"))
-    if not records:
-        raise DataError(f"{files[split]}: holds no documents")
-    truth = truth_of([record.labels for record in records], trained.labels.names)
-    return replace(_as_split(records, trained), name=split, truth=truth)
+    if path is not None:
+        data = replace(data, path=path, dev=None, test=None)
+    found = split_for(data, split, trained.labels, trained.vectorizer)
+    if found is None and split == "dev":
+        # drawn from train by the run itself
+        found = load_dataset(data, seed=trained.config.run.seed).dev
+    if found is None:
+        raise DataError(f"{expand_path(data.path, 'data.path')}: there is no {split} split; name a file for it so")
+    _check_width(found, trained, data.path)
+    return found
+
+
+def _check_width(split: Split, trained: TrainedModel, where: str) -> None:
+    if split.features.shape[1] != trained.num_inputs:
+        raise DataError(
+            f"{where}: has {split.features.shape[1]} features, the model reads {trained.num_inputs}; "
+            "make them as those it was trained on"
+        )
 
 
 def _as_split(records: list[Record], trained: TrainedModel) -> Split:
-    assert trained.vectorizer is not None
-    features = trained.vectorizer.transform([record.text for record in records])
     truth = csr_matrix((len(records), len(trained.labels.names)), dtype=np.float32)
     ids = [record.id for record in records]
-    return Split("input", ids, features, truth, trained.labels.num_labels)
+    return Split("input", ids, _features(records, trained), truth, trained.labels.num_labels)
+
+
+def _features(records: list[Record], trained: TrainedModel) -> csr_matrix | np.ndarray:
+    if trained.vectorizer is not None:
+        return trained.vectorizer.transform(record.text for record in records)
+    if trained.inputs == "dense":
+        return np.stack([_given(record, record.dense) for record in records])
+    columns = [_given(record, record.columns) for record in records]
+    offsets = np.cumsum([0, *map(len, columns)])
+    values = np.concatenate([_given(record, record.values) for record in records])
+    rows = csr_matrix((values, np.concatenate(columns), offsets), shape=(len(records), trained.num_inputs))
+    rows.sort_indices()
+    return rows
+
+
+def _given(record: Record, array: np.ndarray | None) -> np.ndarray:
+    if array is None:
+        raise DataError(f"document {record.id}: must have given features, as those that the model was trained on")
+    return array

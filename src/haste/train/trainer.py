@@ -98,7 +98,7 @@ class _Run:
     ) -> None:
         self.config, self.dataset, self.loop, self.folder, self.stop = config, dataset, loop, folder, stop
         self.log, self.place, self.saved_step = log, _Place(), -1
-        self.fingerprint = _fingerprint(dataset)
+        self.fingerprint = dataset.digest or _fingerprint(dataset)
         self.seconds = {"data": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.evaluation_steps = max(1, round(config.run.evaluate_every * loop.steps_per_epoch))
         self.environment = environment(loop.device)
@@ -214,10 +214,13 @@ class _Run:
         save_model(self.folder.model, model, metrics)
         self._write_record("finished", model_step=step)
         a, b = PROPENSITY
-        write_json(self.folder.metrics, {**metrics, "step": step, "propensity": {"a": a, "b": b}})
+        filtered = {name: f.nnz for name in metrics if (f := getattr(self.dataset, name).filter) is not None}
+        more = {"step": step, "propensity": {"a": a, "b": b}, **({"filter": filtered} if filtered else {})}
+        write_json(self.folder.metrics, {**metrics, **more})
         for name, values in metrics.items():
             shown = "  ".join(f"{key} {values[key]:.2f}" for key in ("P@1", "P@3", "P@5", _BEST, "PSP@5"))
-            progress.log(f"{name}: {shown}  (a {a}, b {b})")
+            pairs = f", {filtered[name]:,} pairs filtered" if name in filtered else ""
+            progress.log(f"{name}: {shown}  (a {a}, b {b}{pairs})")
         chosen = "the best on dev" if self.place.best_step is not None else "the last"
         progress.log(
             f"{self.folder.model}: the model of step {step}, {chosen}; "

@@ -1,0 +1,236 @@
+"""What a run reads, made once from a stored data set: features and true labels of every split, memory-mapped.
+
+Everything here follows from the stored documents, the dev split drawn from train, and the settings of the terms;
+the folder is named after a digest of the three.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from haste.config import Data
+from haste.data._cache import cache_folder, locked, replace_folder, write_json
+from haste.data._columns import Columns, Files, append_rows, column, matrix, verify
+from haste.data.source import SPLITS, DataError
+from haste.data.store import Log, Rows, Store, StoredSplit
+from haste.data.text import TfIdf
+
+_FORMAT_VERSION = 1
+_TOGETHER = 1 << 14  # documents copied at a time
+_MOST_DEV = 5000  # documents drawn from train: enough to tell 0.5 % of P@1 apart, and no more taken from training
+
+
+def draw_dev(num_documents: int, fraction: float, seed: int) -> np.ndarray:
+    """Rows of train that become dev, rising; at least one document stays in train."""
+    size = min(round(fraction * num_documents), _MOST_DEV, num_documents - 1)
+    return np.sort(np.random.default_rng(seed).permutation(num_documents)[: max(0, size)])
+
+
+class Prepared:
+    """A folder that `prepare` made.
+
+    digest: of the documents, the draw and the settings of the terms
+    rows: split -> rows of the stored split it is drawn from
+    label_order: (labels,) int64, the stored number of every label: those with a training document by name, then
+        the others by name
+    counts: (num_labels,) int64, training documents of those that have any
+    """
+
+    def __init__(
+        self, folder: Path, digest: str, store: Store, rows: dict[str, tuple[StoredSplit, np.ndarray | None]]
+    ) -> None:
+        self.folder, self.digest, self.rows = folder, digest, rows
+        self._store = store
+        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self._files: Files = self.manifest["files"]
+        self.label_order = column(folder, "label_order", self._files)
+        self.counts = column(folder, "counts", self._files)
+        self.vectorizer = TfIdf.load(folder) if store.kind == "text" else None
+
+    def features(self, split: str) -> csr_matrix | np.ndarray:
+        """(N, D) float32 of a split."""
+        if f"{split}/features.offsets" in self._files:
+            width = self.vectorizer.num_terms if self.vectorizer else self._store.num_features
+            return matrix(self.folder, f"{split}/features", self._files, width or 0)
+        if f"{split}/dense" in self._files:
+            return column(self.folder, f"{split}/dense", self._files).reshape(-1, self._store.num_features or 0)
+        features = self.rows[split][0].features
+        assert features is not None
+        return features
+
+    def truth(self, split: str) -> csr_matrix:
+        """(N, labels) float32 ones of a split."""
+        return matrix(self.folder, f"{split}/truth", self._files, len(self.label_order))
+
+
+def prepare(store: Store, config: Data, *, seed: int, log: Log) -> Prepared:
+    """Features and true labels of a data set's splits, made under data.cache unless they are there already.
+
+    Raises: DataError if no training document has a label, or no term is left.
+    """
+    rows: dict[str, tuple[StoredSplit, np.ndarray | None]] = {name: (part, None) for name, part in store.splits.items()}
+    drawn = np.empty(0, np.int64)
+    if "dev" not in rows:
+        train = rows["train"][0]
+        drawn = draw_dev(len(train), config.dev_fraction, seed)
+        _say_drawn(len(drawn), len(train), config, seed, log)
+        if len(drawn):
+            rows["train"] = train, np.delete(np.arange(len(train)), drawn)
+            rows["dev"] = train, drawn
+    rows = {name: rows[name] for name in SPLITS if name in rows}
+    settings = [_FORMAT_VERSION, store.content]
+    if store.kind == "text":
+        settings += [config.ngrams, config.min_df, config.max_features]
+    digest = hashlib.sha256(json.dumps(settings).encode() + drawn.tobytes()).hexdigest()
+    folder = cache_folder(config.cache) / "features" / digest[:32]
+    with locked(folder.with_suffix(".lock"), log):
+        if not _intact(folder, log):
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write(partial, store, config, rows, log)
+            replace_folder(partial, folder)
+        return Prepared(folder, digest, store, rows)
+
+
+def features_of(
+    store: Store, split: str, vectorizer: TfIdf | None, config: Data, *, log: Log
+) -> csr_matrix | np.ndarray:
+    """(N, D) float32 of a stored split, in the terms of any vectorizer; text is transformed once, under data.cache."""
+    part = store.splits[split]
+    if part.texts is None:
+        assert part.features is not None
+        return part.features
+    assert vectorizer is not None
+    key = hashlib.sha256(json.dumps([_FORMAT_VERSION, store.content, split, vectorizer.digest()]).encode()).hexdigest()
+    folder = cache_folder(config.cache) / "features" / key[:32]
+    with locked(folder.with_suffix(".lock"), log):
+        if not _intact(folder, log):
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            columns = Columns(partial)
+            for lengths, indices, values in vectorizer.parts(part.texts):
+                append_rows(columns, "features", lengths, indices, values)
+            write_json(partial / "manifest.json", {"format_version": _FORMAT_VERSION, "files": columns.finish()})
+            replace_folder(partial, folder)
+    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    return matrix(folder, "features", files, vectorizer.num_terms)
+
+
+def _say_drawn(size: int, num_documents: int, config: Data, seed: int, log: Log) -> None:
+    if size:
+        log(
+            f"no dev file: {size:,} of the {num_documents:,} training documents, drawn at random with seed {seed}, "
+            f"are the dev split and not trained on (data.dev_fraction {config.dev_fraction})"
+        )
+    else:
+        log(f"no dev split: no dev file, and data.dev_fraction ({config.dev_fraction}) of {num_documents:,} is none")
+
+
+def _intact(folder: Path, log: Log) -> bool:
+    try:
+        verify(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"])
+    except OSError:
+        return False
+    except (ValueError, KeyError) as error:
+        log(f"{error} (it is made again now)")
+        return False
+    return True
+
+
+def _write(
+    folder: Path,
+    store: Store,
+    config: Data,
+    rows: dict[str, tuple[StoredSplit, np.ndarray | None]],
+    log: Log,
+) -> None:
+    columns = Columns(folder)
+    order, counts = _label_order(store, *rows["train"])
+    if not len(counts):
+        raise DataError(
+            f"{config.path}: no training document has a label; check data.labels ({config.labels or 'labels'})"
+        )
+    columns.append("label_order", order)
+    columns.append("counts", counts)
+    ids = np.empty(len(order), np.int32)
+    ids[order] = np.arange(len(order), dtype=np.int32)
+    files = columns.finish()
+    vectorizer = None
+    for name, (part, chosen) in rows.items():
+        columns = Columns(folder / name)
+        _append_truth(columns, part.labels, chosen, ids)
+        started = time.monotonic()
+        if store.kind == "text":
+            assert part.texts is not None
+            texts: Iterable[str] = part.texts if chosen is None else part.texts.take(chosen)
+            if vectorizer is None:
+                try:
+                    vectorizer, parts = TfIdf.fit_parts(
+                        texts,
+                        ngrams=config.ngrams,
+                        min_df=config.min_df,
+                        max_features=config.max_features,
+                        folder=folder,
+                    )
+                except ValueError as error:
+                    raise DataError(f"{config.path}: {error}") from None
+                vectorizer.save(folder)
+            else:
+                parts = vectorizer.parts(texts)
+            for lengths, indices, values in parts:
+                append_rows(columns, "features", lengths, indices, values)
+            count = len(part) if chosen is None else len(chosen)
+            seconds = time.monotonic() - started
+            log(f"{name}: terms of {count:,} documents in {seconds:.1f} s, {count / max(seconds, 1e-9):,.0f} a second")
+        elif chosen is not None:
+            _append_features(columns, part.features, chosen)
+        files |= {f"{name}/{file}": entry for file, entry in columns.finish().items()}
+    write_json(folder / "manifest.json", {"format_version": _FORMAT_VERSION, "files": files})
+
+
+def _label_order(store: Store, train: StoredSplit, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    offsets, numbers = train.labels
+    if chosen is not None:
+        kept = np.zeros(len(train), bool)
+        kept[chosen] = True
+        numbers = numbers[np.repeat(kept, np.diff(offsets))]
+    counts = np.bincount(numbers, minlength=len(store.label_names)).astype(np.int64)
+    names = list(store.label_names)
+    order = np.array(sorted(range(len(names)), key=lambda number: (counts[number] == 0, names[number])), np.int64)
+    return order, counts[order][counts[order] > 0]
+
+
+def _append_truth(columns: Columns, labels: Rows, chosen: np.ndarray | None, ids: np.ndarray) -> None:
+    offsets, numbers = labels
+    chosen = np.arange(len(offsets) - 1) if chosen is None else chosen
+    for start in range(0, len(chosen), _TOGETHER):
+        here = chosen[start : start + _TOGETHER]
+        lengths, places = row_entries(offsets, here)
+        new = ids[numbers[places]].astype(np.int64)
+        document = np.repeat(np.arange(len(here)), lengths)
+        new = np.sort(document << 40 | new) & ((1 << 40) - 1)
+        append_rows(columns, "truth", lengths, new, np.ones(len(new), np.float32))
+
+
+def _append_features(columns: Columns, features: csr_matrix | np.ndarray | None, chosen: np.ndarray) -> None:
+    for start in range(0, len(chosen), _TOGETHER):
+        part = features[chosen[start : start + _TOGETHER]]  # type: ignore[index]
+        if isinstance(part, np.ndarray):
+            columns.append("dense", part.reshape(-1))
+        else:
+            append_rows(columns, "features", np.diff(part.indptr), part.indices, part.data)
+
+
+def row_entries(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of some rows of a CSR matrix: their lengths, and the places of their entries, one row behind the other."""
+    starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
+    before = np.cumsum(lengths) - lengths
+    return lengths, np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
