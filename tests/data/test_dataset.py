@@ -1,14 +1,18 @@
+import gzip
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix, save_npz
 
 from haste.config import Data
-from haste.data.dataset import Dataset, Labels, Split, load_dataset, truth_of
+from haste.data.dataset import Dataset, Labels, Split, load_dataset, split_for
 from haste.data.formats import DataError, Record, write_jsonl
 
 
@@ -24,7 +28,8 @@ TEST = _records(("red one", "a zz"), ("green eggs", "yy"), ("blue fish", "b"))
 
 def _load(folder: Path, seed: int = 0, **settings: object) -> tuple[Dataset, list[str]]:
     lines: list[str] = []
-    return load_dataset(Data(path=str(folder), **settings), seed=seed, log=lines.append), lines  # type: ignore[arg-type]
+    data = load_dataset(Data(path=str(folder), **settings), seed=seed, log=lines.append)  # type: ignore[arg-type]
+    return data, [line for line in lines[1:] if not line.endswith(" a second")]
 
 
 def _written(folder: Path, **splits: list[Record]) -> Path:
@@ -44,7 +49,7 @@ def test_what_is_loaded(tmp_path: Path) -> None:
     assert data.test is not None
     for split, records in ((data.train, TRAIN), (data.dev, TEST[:2]), (data.test, TEST)):
         assert len(split) == len(records)
-        assert split.ids == [record.id for record in records]
+        assert list(split.ids) == [record.id for record in records]
         assert split.features.dtype == split.truth.dtype == np.float32
         assert split.features.has_sorted_indices
         assert split.truth.has_sorted_indices
@@ -96,9 +101,9 @@ def test_dev_documents_drawn_from_train(tmp_path: Path) -> None:
     data, lines = _load(tmp_path, dev_fraction=0.1)
     assert data.dev is not None
     assert (len(data.train), len(data.dev)) == (180, 20)
-    assert sorted(data.train.ids + data.dev.ids, key=int) == [str(i) for i in range(200)]
+    assert sorted([*data.train.ids, *data.dev.ids], key=int) == [str(i) for i in range(200)]
     for split in (data.train, data.dev):
-        assert split.ids == sorted(split.ids, key=int)
+        assert list(split.ids) == sorted(split.ids, key=int)
         words = [f"l{int(name) % 3}" for name in split.ids]
         assert [data.labels.names[i] for i in split.truth.indices] == words
     assert data.labels.counts.sum() == 180
@@ -109,8 +114,8 @@ def test_dev_documents_drawn_from_train(tmp_path: Path) -> None:
     again, other = _load(tmp_path, dev_fraction=0.1)[0], _load(tmp_path, seed=1, dev_fraction=0.1)[0]
     assert again.dev is not None
     assert other.dev is not None
-    assert again.dev.ids == data.dev.ids
-    assert other.dev.ids != data.dev.ids
+    assert list(again.dev.ids) == list(data.dev.ids)
+    assert list(other.dev.ids) != list(data.dev.ids)
 
 
 def test_at_most_5000_dev_documents_and_never_all(tmp_path: Path) -> None:
@@ -170,11 +175,93 @@ def test_batch_does_not_share_memory_with_the_split(tmp_path: Path) -> None:
     assert np.array_equal(data.train.features.toarray(), before)
 
 
-def test_truth_of_gives_unknown_labels_columns_of_their_own() -> None:
-    truth = truth_of([["b", "new", "b"], [], ["newer", "a"], ("new",)], ["a", "b"])
-    assert truth.dtype == np.float32
-    assert truth.toarray().tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]]
-    assert truth_of([], ["a", "b"]).shape == (0, 2)
+def test_a_split_in_the_terms_and_labels_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    model, _ = _load(_written(tmp_path / "a", train=TRAIN, test=TEST), dev_fraction=0)
+    other = Data(path=str(_written(tmp_path / "b", train=TRAIN, test=_records(("blue zebra fish", "new c yy a new")))))
+    split = split_for(other, "test", model.labels, model.vectorizer, seed=0)
+    with pytest.raises(DataError, match="there is no dev split; found train, test"):
+        split_for(other, "dev", model.labels, model.vectorizer, seed=0)
+    drawn = split_for(replace(other, dev_fraction=0.4), "dev", model.labels, model.vectorizer, seed=0)
+    theirs, _ = _load(tmp_path / "b", dev_fraction=0.4)
+    assert theirs.dev is not None
+    assert list(drawn.ids) == list(theirs.dev.ids)
+    chosen = [record.text for record in TRAIN if record.id in list(drawn.ids)]
+    assert (drawn.features != model.vectorizer.transform(chosen)).nnz == 0
+    assert drawn.truth.shape == (2, 6)
+    assert model.vectorizer is not None
+    assert (split.features != model.vectorizer.transform(["blue zebra fish"])).nnz == 0
+    assert model.labels.names == ["a", "b", "c", "yy", "zz"]
+    assert split.num_labels == 3
+    assert split.truth.toarray().tolist() == [[1, 0, 1, 1, 0, 1]]  # "new" gets a column of its own
+    again = split_for(other, "test", model.labels, model.vectorizer, seed=0)
+    assert (again.features != split.features).nnz == 0
+
+
+def test_filter_pairs_reach_the_labels_they_mean(tmp_path: Path) -> None:
+    names = ["x", "b", "a"]
+    labels = "".join(json.dumps({"uid": name, "title": f"the {name}"}) + "\n" for name in names)
+    (tmp_path / "lbl.json").write_text(labels)
+    rows = [[1, 2], [2], [1]]
+    for name in ("trn", "tst"):
+        lines = [{"uid": str(i), "title": "aa bb", "content": "cc", "target_ind": x} for i, x in enumerate(rows)]
+        (tmp_path / f"{name}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "filter_labels_test.txt").write_text("1 1\n1 0\n2 2\n0 2\n")
+    data, lines = _load(tmp_path, dev_fraction=0)
+    assert data.labels.names == ["a", "b", "x"]
+    assert data.labels.texts == ["the a", "the b", "the x"]
+    assert data.test is not None
+    assert data.test.filter is not None
+    assert data.test.filter.toarray().tolist() == [[1, 0], [0, 1], [1, 0]]  # x is not trained and never predicted
+    exclude = data.test.exclude(np.array([1, 0]))
+    assert exclude is not None
+    assert [x.tolist() for x in exclude] == [[0, 1, 2], [1, 0]]
+    assert data.train.exclude(np.array([1])) is None
+    assert "test: 3 pairs of document and label are never predicted (data.filter)" in lines
+    off, _ = _load(tmp_path, dev_fraction=0, filter=False)
+    assert off.test is not None
+    assert off.test.filter is None
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_given_features(tmp_path: Path, dense: bool) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.random((20, 6)).astype(np.float32) * (generator.random((20, 6)) < 0.5)
+    y = csr_matrix(generator.random((20, 4)) < 0.5, dtype=np.float32)
+    if dense:
+        np.save(tmp_path / "X.trn.npy", x)
+    else:
+        save_npz(tmp_path / "X.trn.npz", csr_matrix(x))
+    save_npz(tmp_path / "Y.trn.npz", y)
+    data, _ = _load(tmp_path, dev_fraction=0.2)
+    assert data.kind == ("dense" if dense else "sparse")
+    assert data.vectorizer is None
+    assert data.num_inputs == 6
+    assert data.dev is not None
+    rows = [int(name) - 1 for name in [*data.train.ids, *data.dev.ids]]
+    found = [part.features if dense else part.features.toarray() for part in (data.train, data.dev)]
+    assert np.array_equal(np.concatenate(found), x[rows])
+    truth = np.concatenate([part.truth.toarray() for part in (data.train, data.dev)])
+    assert np.array_equal(truth, y.toarray()[rows][:, [int(name) for name in data.labels.names]])
+    documents, _ = data.dev.batch(np.array([1, 0]))
+    if dense:
+        assert np.array_equal(documents.numpy(), x[rows[16:]][[1, 0]])
+    else:
+        assert documents[1].dtype == torch.int64
+
+
+def test_the_same_data_has_the_same_digest(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, _ = _load(_written(tmp_path / "a", train=_many(50)), dev_fraction=0.1)
+    (tmp_path / "b" / "train.jsonl").write_bytes(gzip.decompress((tmp_path / "a" / "train.jsonl.gz").read_bytes()))
+    other, _ = _load(tmp_path / "b", dev_fraction=0.1)
+    assert one.digest == other.digest
+    digests = {_load(tmp_path / "b", seed=seed, dev_fraction=f)[0].digest for seed, f in ((0, 0.1), (1, 0.1), (0, 0.2))}
+    assert len(digests) == 3
+    write_jsonl(tmp_path / "b" / "train.jsonl", [*_many(49), Record("49", "word0 word4", ("l2",))])
+    assert _load(tmp_path / "b", dev_fraction=0.1)[0].digest != one.digest
 
 
 def test_labels_saved_and_loaded(tmp_path: Path) -> None:
@@ -185,6 +272,9 @@ def test_labels_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.counts.tolist() == [5, 1]
     assert loaded.counts.dtype == np.int64
     assert loaded.num_labels == 2
+    assert loaded.texts is None
+    Labels(labels.names, labels.counts, ["", "words", ""]).save(tmp_path / "labels.jsonl")
+    assert Labels.load(tmp_path / "labels.jsonl").texts == ["", "words", ""]
 
 
 @pytest.mark.parametrize(
@@ -213,9 +303,7 @@ def test_empty_split_and_data_without_labels(tmp_path: Path) -> None:
     _written(tmp_path, train=TRAIN, test=[])
     with pytest.raises(DataError) as caught:
         _load(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path / 'test.jsonl.gz'}: holds no documents; remove the file or write one JSON object a line"
-    )
+    assert str(caught.value) == (f"{tmp_path / 'test.jsonl.gz'}: holds no documents; remove the file or fill it")
     _written(tmp_path, train=[Record("a", "aa bb", ())] * 3, test=TEST)
     with pytest.raises(DataError) as caught:
         _load(tmp_path, min_df=1)

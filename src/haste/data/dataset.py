@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from haste.config import Data
 from haste.data._columns import Strings, as_matrix
 from haste.data.formats import read_objects
-from haste.data.prepare import features_of, prepare
+from haste.data.prepare import draw_dev, features_of, prepare
 from haste.data.source import DataError, Kind
 from haste.data.store import Rows, StoredSplit, open_store
 from haste.data.text import TfIdf
@@ -192,22 +192,29 @@ def split_for(
     labels: Labels,
     vectorizer: TfIdf | None,
     *,
+    seed: int,
     log: Callable[[str], None] = _logger.info,
-) -> Split | None:
-    """A split of the data at config.path in the terms and labels of a model; None if there is no such split.
+) -> Split:
+    """A split of the data at config.path in the terms and labels of a model.
 
-    Labels that the model does not know are true all the same, and no prediction hits them.
+    Labels that the model does not know are true all the same, and no prediction hits them. Without a dev file, dev
+    is what `load_dataset` would draw with this seed.
+    Raises: DataError if there is no such split.
     """
     store = open_store(config, log=log)
-    if name not in store.splits:
-        return None
-    part = store.splits[name]
-    features = features_of(store, name, vectorizer, config, log=log)
+    source, chosen = name, None
+    if name == "dev" and name not in store.splits:
+        source, chosen = "train", draw_dev(len(store.splits["train"]), config.dev_fraction, seed)
+    if source not in store.splits or (chosen is not None and not len(chosen)):
+        raise DataError(f"{config.path}: there is no {name} split; found {', '.join(store.splits)}")
+    part = store.splits[source]
+    features = features_of(store, source, chosen, vectorizer, config, log=log)
     known = {label: number for number, label in enumerate(labels.names)}
     ids = np.array([known.setdefault(label, len(known)) for label in store.label_names], np.int32)
     truth = _renumbered(part.labels, ids, len(known))
-    filtered = _filter(part.filter, ids, labels.num_labels, None) if config.filter else None
-    return Split(name, part.ids, features, truth, labels.num_labels, filtered)
+    filtered = _filter(part.filter, ids, labels.num_labels, chosen) if config.filter else None
+    truth = truth if chosen is None else truth[chosen]
+    return Split(name, _Some(part.ids, chosen), features, truth, labels.num_labels, filtered)
 
 
 class _Some(Sequence[str]):

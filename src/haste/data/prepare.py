@@ -101,22 +101,26 @@ def prepare(store: Store, config: Data, *, seed: int, log: Log) -> Prepared:
 
 
 def features_of(
-    store: Store, split: str, vectorizer: TfIdf | None, config: Data, *, log: Log
+    store: Store, split: str, chosen: np.ndarray | None, vectorizer: TfIdf | None, config: Data, *, log: Log
 ) -> csr_matrix | np.ndarray:
-    """(N, D) float32 of a stored split, in the terms of any vectorizer; text is transformed once, under data.cache."""
+    """(N, D) float32 of a stored split, in the terms of any vectorizer; text is transformed once, under data.cache.
+
+    chosen: only these rows
+    """
     part = store.splits[split]
     if part.texts is None:
         assert part.features is not None
-        return part.features
+        return part.features if chosen is None else part.features[chosen]
     assert vectorizer is not None
-    key = hashlib.sha256(json.dumps([_FORMAT_VERSION, store.content, split, vectorizer.digest()]).encode()).hexdigest()
+    settings = json.dumps([_FORMAT_VERSION, store.content, split, vectorizer.digest()]).encode()
+    key = hashlib.sha256(settings + (b"" if chosen is None else chosen.tobytes())).hexdigest()
     folder = cache_folder(config.cache) / "features" / key[:32]
     with locked(folder.with_suffix(".lock"), log):
         if not _intact(folder, log):
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             columns = Columns(partial)
-            for lengths, indices, values in vectorizer.parts(part.texts):
+            for lengths, indices, values in vectorizer.parts(part.texts if chosen is None else part.texts.take(chosen)):
                 append_rows(columns, "features", lengths, indices, values)
             write_json(partial / "manifest.json", {"format_version": _FORMAT_VERSION, "files": columns.finish()})
             replace_folder(partial, folder)

@@ -13,8 +13,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from haste import metrics
-from haste.config import expand_path
-from haste.data.dataset import Documents, Labels, Positives, Split, load_dataset, split_for
+from haste.data.dataset import Documents, Labels, Positives, Split, split_for
 from haste.data.source import DataError, Record
 from haste.nn import Model
 from haste.train.model_folder import TrainedModel, load_model
@@ -210,12 +209,7 @@ def read_split(trained: TrainedModel, split: str, path: str | None = None) -> Sp
     data = trained.config.data
     if path is not None:
         data = replace(data, path=path, dev=None, test=None)
-    found = split_for(data, split, trained.labels, trained.vectorizer)
-    if found is None and split == "dev":
-        # drawn from train by the run itself
-        found = load_dataset(data, seed=trained.config.run.seed).dev
-    if found is None:
-        raise DataError(f"{expand_path(data.path, 'data.path')}: there is no {split} split; name a file for it so")
+    found = split_for(data, split, trained.labels, trained.vectorizer, seed=trained.config.run.seed)
     _check_width(found, trained, data.path)
     return found
 
