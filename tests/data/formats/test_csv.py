@@ -63,7 +63,7 @@ def test_delimiters_and_several_texts(tmp_path: Path, delimiter: str, name: str)
         (["x y", "a"], [("x y",), ("a",)], "each 'labels' is one label"),
         (['["x", "y,z"]', "[]"], [("x", "y,z"), ()], "'labels' are spelled as lists"),
         (["['x', 'y']", ""], [("x", "y"), ()], "'labels' are spelled as lists"),
-        (["", ""], [(), ()], "each 'labels' is one label"),
+        (["", ""], [(), ()], "the folder holds train.csv"),
     ],
 )
 def test_how_labels_are_separated_is_found(

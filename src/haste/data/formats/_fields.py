@@ -11,7 +11,7 @@ from haste.data.formats._lines import Malformed, check_encodable, excerpt, kind_
 
 SEPARATORS = ("|", ";", ",", "\t")
 LIST = "list"  # the separator of strings that spell a whole list: ["a", "b"]
-SAMPLE = 1000  # documents from which the separator is found
+SAMPLE = 1000  # documents with labels from which the separator is found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from haste.data.formats._fields import SAMPLE, Fields
@@ -24,7 +24,10 @@ class Table(Source):
         self._files = splits
         self._labels = files.find("labels.jsonl")
         self._fields = fields
-        sample = islice(self._sample(next(iter(splits.values()))), SAMPLE)
+        # Where labels may be missing altogether, the search for one ends somewhere.
+        most = None if fields.require_labels else SAMPLE
+        values = chain.from_iterable(islice(self._sample(path), most) for path in splits.values())
+        sample = islice(filter(_is_filled, values), SAMPLE)
         strings = [value for value in sample if isinstance(value, str)]
         if strings:
             self._fields = fields.with_separator(strings)
@@ -45,8 +48,13 @@ class Table(Source):
 
     @abstractmethod
     def _sample(self, path: Path) -> Iterator[object]:
-        """The labels of the first documents as they stand there; what is wrong is left out."""
+        """The labels of documents as they stand there; what is wrong is left out."""
 
     @abstractmethod
     def _read(self, path: Path, problem: Problem) -> Iterator[Record]:
         """The documents of a file."""
+
+
+def _is_filled(value: object) -> bool:
+    """Whether labels tell how labels are separated."""
+    return bool(value.strip() if isinstance(value, str) else value)

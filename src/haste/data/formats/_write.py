@@ -11,7 +11,7 @@ from haste.data.formats._files import SPELLINGS
 from haste.data.formats._json import json_line
 from haste.data.formats._jsonl import write_jsonl
 from haste.data.formats._write_features import write_bow, write_dense, write_sparse_array, write_sparse_text
-from haste.data.formats._write_text import write_csv, write_lf, write_lines, write_parquet
+from haste.data.formats._write_text import text_line, write_csv, write_lf, write_lines, write_parquet
 from haste.data.source import DataError, Record, Source
 
 _logger = logging.getLogger(__name__)
@@ -85,14 +85,15 @@ def _survey(source: Source) -> _Survey:
         survey.texts.append(label.text)
     known = set(survey.names)
     others: set[str] = set()
-    several: list[tuple[str, int]] = []
+    labelled, several = 0, None
     for split in source.splits:
         number = 0
         for number, record in enumerate(source.documents(split), 1):
             if source.num_labels is None:
                 others.update(name for name in record.labels if name not in known)
-            if len(record.labels) > 1 and not several:
-                several.append((split, number))
+            labelled += bool(record.labels)
+            if several is None and len(record.labels) > 1:
+                several = labelled
             survey.own_ids |= record.id != str(number)
         survey.counts[split] = number
     survey.names += sorted(others)
@@ -102,8 +103,8 @@ def _survey(source: Source) -> _Survey:
         name == name.strip() and name[0] != "[" and not any(mark in name for mark in SEPARATORS)
         for name in known | others
     )
-    # A reader looks at the first documents of the first split: the mark must be there, or nowhere.
-    if plain and (not several or (several[0][0] == source.splits[0] and several[0][1] <= SAMPLE)):
+    # A reader looks at the first documents with labels: the mark must be there, or nowhere.
+    if plain and (several is None or several <= SAMPLE):
         survey.separator = SEPARATORS[0]
     return survey
 
@@ -141,8 +142,8 @@ class _Writer:
             yield from paths
             if self.format not in _BY_NAME:
                 yield from self._filter(split)
-        if self.format not in ("jsonl", "csv", "parquet", "lf") and self.survey.own_ids:
-            self.log(f"ids are left out; {self.format} has no place for them")
+        if self.format not in (*_BY_NAME, "lf") and self.survey.own_ids:
+            self.log(f"ids are left out; {self.format} has no place for them, lf has")
         yield from self._labels()
 
     def _paths(self, split: str) -> list[Path]:
@@ -218,26 +219,22 @@ class _Writer:
 
     def _labels(self) -> Iterator[Path]:
         names, texts = self.survey.names, self.survey.texts
-        described = zip(names, texts, strict=True)
+        lines: Iterator[bytes]
         if self.format in _BY_NAME:
             if next(self.source.labels(), None) is None:
                 return
-            path, lines = (
-                self.folder / f"labels.jsonl{self.packed}",
-                (json_line({"label": n, "text": t}) for n, t in described),
-            )
+            path = self.folder / f"labels.jsonl{self.packed}"
+            lines = (json_line({"label": label.name, "text": label.text}) for label in self.source.labels())
         elif self.format == "lf":
-            path, lines = (
-                self.folder / f"lbl.json{self.packed}",
-                (json_line({"uid": n, "title": t}) for n, t in described),
-            )
+            path = self.folder / f"lbl.json{self.packed}"
+            lines = (json_line({"uid": n, "title": t, "content": ""}) for n, t in zip(names, texts, strict=True))
         else:
             if any(texts):
-                self.log(f"texts of labels are left out; {self.format} has no place for them")
+                self.log(f"texts of labels are left out; {self.format} has no place for them, lf has")
             if all(name == str(number) for number, name in enumerate(names)):
                 return
             path = self.folder / ("output-items.txt" if self.format == "npz" else f"Y.txt{self.packed}")
-            lines = (name.encode() + b"\n" for name in names)
+            lines = (text_line(number, name) for number, name in enumerate(names))
         with whole_file(path) as stream:
             stream.writelines(lines)
         yield path

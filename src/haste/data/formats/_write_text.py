@@ -62,10 +62,15 @@ def write_lines(path: Path, records: Iterable[Record]) -> int:
             _check_no_nul(path, record, record.text)
             text = record.text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
             changed += text != record.text
-            # One byte-order mark at the beginning of a file is not part of the text.
-            mark = "\ufeff" if number == 0 and text.startswith("\ufeff") else ""
-            stream.write(f"{mark}{text}\n".encode())
+            stream.write(text_line(number, text))
     return changed
+
+
+def text_line(number: int, text: str) -> bytes:
+    """A line of a file. number: its own, from 0"""
+    # A byte-order mark that a file begins with is no part of the text: one that is needs another before it.
+    mark = "\ufeff" if number == 0 and text.startswith("\ufeff") else ""
+    return f"{mark}{text}\n".encode()
 
 
 def _check_no_nul(path: Path, record: Record, text: str) -> None:
