@@ -160,7 +160,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             labels (N, k) of the type of `classes_`, and their probabilities (N, k) float32 (scores where the loss is
             squared_hinge).
         """
-        scores, ids = topk(self.model_, self._read(X), k)
+        inputs = self._read(X)
+        scores, ids = topk(self.model_, inputs, k)
         values = expit(scores) if _gives_probabilities(self) else scores
         return self.classes_[self._class_of_label[ids]], values
 
@@ -186,7 +187,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: N L is beyond 2^28; `predict_topk` has no such limit.
         """
-        scores = all_scores(self.model_, self._read(X))[:, self._label_of_class]
+        scores = self._scores(X)
         if self.targets_.kind == "classes" and len(self.classes_) == 2:
             return scores[:, 1] - scores[:, 0]
         return scores
@@ -198,7 +199,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: N L is beyond 2^28; `predict_topk` has no such limit.
         """
-        scores = all_scores(self.model_, self._read(X))[:, self._label_of_class]
+        scores = self._scores(X)
         if self.targets_.kind != "classes":
             return expit(scores)
         logs = -np.logaddexp(0, -scores)
@@ -267,9 +268,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.one_d_array = tags.input_tags.string = tags.input_tags.sparse = True
+        tags.input_tags.string = tags.input_tags.sparse = True
         tags.classifier_tags.multi_label = True
         return tags
+
+    def _scores(self, X: Any) -> np.ndarray:
+        inputs = self._read(X)
+        return all_scores(self.model_, inputs)[:, self._label_of_class]
 
     def _take(
         self, trained: TrainedModel, targets: Targets, chosen: list[str], measured: Mapping[str, Any]

@@ -50,6 +50,8 @@ def train(
     say = log or print_line
     folder = RunFolder(config, resume=resume)
     if folder.finished:
+        if dataset is not None:
+            _check_data(folder, load_checkpoint(folder.last)[1], _fingerprint(dataset))
         say(f"{folder.path} is finished already; nothing to do")
         return folder.path
     with compute_settings(config.run) as device:
@@ -111,11 +113,7 @@ class _Run:
             ValueError: a checkpoint is damaged, or the data is not what the run was started with.
         """
         tensors, meta = load_checkpoint(self.folder.last)
-        if meta["data"] != self.fingerprint:
-            raise ValueError(
-                f"data.path ({self.config.data.path}) must hold the documents that the run in "
-                f"{self.folder.path} was started with; restore them, or choose another run.dir"
-            )
+        _check_data(self.folder, meta, self.fingerprint, self.config.data.path)
         self.place = place = _Place(**meta["place"])
         self.saved_step = place.step
         if place.best_step == place.step:  # a crash may have come between the two links
@@ -296,6 +294,14 @@ class _Run:
             yield
         finally:
             self.seconds[phase] += time.perf_counter() - started
+
+
+def _check_data(folder: RunFolder, meta: dict[str, Any], fingerprint: str, path: str = "given in memory") -> None:
+    if meta["data"] != fingerprint:
+        raise ValueError(
+            f"data.path ({path}) must hold the documents that the run in {folder.path} was started with; restore "
+            "them, or choose another run.dir"
+        )
 
 
 def _fingerprint(dataset: Dataset) -> str:
