@@ -21,7 +21,7 @@ from haste import metrics
 from haste.classifier._inputs import Inputs, as_features, as_texts, facts_of, make_dataset
 from haste.classifier._scoring import above_zero, all_scores, topk
 from haste.classifier._targets import Targets, learn
-from haste.config import Config, Run
+from haste.config import Config, Run, check_keys
 from haste.train import preset as auto
 from haste.train.evaluate import K, find_model
 from haste.train.model_folder import TrainedModel, load_model, read_extra, save_model
@@ -291,9 +291,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.preset not in ("auto", None):
             raise ValueError(f"preset ({self.preset!r}) must be auto or None")
         values: dict[str, Any] = copy.deepcopy(self.config) if self.config is not None else {}
+        check_keys(values)
         seed = self.random_state
         if seed is None:
-            seed = dict(values.get("run", {})).get("seed", 0)
+            seed = values.get("run", {}).get("seed", 0)
         elif not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31)
         given = {key: getattr(self, name) for name, key in _SETTINGS.items()}
@@ -309,8 +310,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{key} ({value}, and {place[leaf]} in config) must be given once")
         chosen: list[str] = []
         if self.preset == "auto":
-            device = values.get("run", {}).get("device", "auto")
-            values, chosen = auto.fill(values, facts_of(inputs, truth, device))
+            values, chosen = auto.fill(values, facts_of(inputs, truth, Run(**values["run"]).device))
         return Config.from_dict(values), chosen
 
     def _read(self, X: Any, *, fit: bool = False) -> Inputs:

@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from haste.config import Config
 from haste.data.dataset import Dataset, Labels, Split
+from haste.data.prepare import draw_dev
 from haste.data.source import Kind
 from haste.data.text import TfIdf
 from haste.train.device import resolve_device
@@ -15,7 +16,6 @@ from haste.train.preset import Facts, free_memory
 
 Inputs: TypeAlias = list[str] | csr_matrix | np.ndarray
 _SAMPLE = 1000  # texts whose words are counted
-_MOST_DEV = 5000
 
 
 def as_texts(X: Any) -> list[str] | None:
@@ -87,10 +87,8 @@ def make_dataset(config: Config, inputs: Inputs, truth: csr_matrix, names: list[
         ValueError: no training document has a label.
     """
     num = truth.shape[0]
-    size = max(0, min(round(config.data.dev_fraction * num), _MOST_DEV, num - 1))
-    in_dev = np.zeros(num, bool)
-    in_dev[np.random.default_rng(config.run.seed).permutation(num)[:size]] = True
-    rows = {"train": np.flatnonzero(~in_dev), "dev": np.flatnonzero(in_dev)}
+    in_dev = draw_dev(num, config.data.dev_fraction, config.run.seed)
+    rows = {"train": np.setdiff1d(np.arange(num), in_dev), "dev": in_dev}
 
     counts = np.bincount(truth[rows["train"]].indices, minlength=truth.shape[1])
     trained = np.flatnonzero(counts)

@@ -10,8 +10,6 @@ from scipy.sparse import csr_matrix, issparse
 from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
-from haste.data.dataset import truth_of
-
 Kind = Literal["lists", "indicator", "classes"]
 _COLLECTIONS = (list, tuple, set, frozenset, np.ndarray)
 
@@ -42,7 +40,7 @@ class Targets:
         if kind != self.kind:
             raise ValueError(f"y must be {_DESCRIBED[self.kind]}, as in fit; found {_DESCRIBED[kind]}")
         if kind != "indicator":
-            return truth_of(_as_names(kind, values), names)
+            return _truth_of(_as_names(kind, values), names)
         if values.shape[1] != len(self.classes):
             raise ValueError(f"y ({values.shape[1]} columns) must have {len(self.classes)} columns, as in fit")
         column = {name: number for number, name in enumerate(self.names)}
@@ -85,7 +83,7 @@ def learn(y: Any) -> tuple[Targets, csr_matrix]:
         if len(kinds) > 1 or not all(isinstance(label, str | int | np.integer) for label in found):
             raise ValueError("y must hold labels of one type, text or whole numbers; convert them first")
         targets = Targets(kind, np.array(sorted(found), dtype=object if str in kinds else np.int64))
-    return targets, truth_of(_as_names(kind, values), targets.names)
+    return targets, _truth_of(_as_names(kind, values), targets.names)
 
 
 def read(y: Any) -> tuple[Kind, Any, np.ndarray | None]:
@@ -123,7 +121,8 @@ def _is_lists(y: Any) -> bool:
     if not rows or not all(isinstance(row, _COLLECTIONS) for row in rows):
         return False
     labels = list(chain.from_iterable(rows))
-    if len({len(row) for row in rows}) > 1 or any(isinstance(label, str) for label in labels):
+    ragged = not labels or len({len(row) for row in rows}) > 1
+    if ragged or any(isinstance(label, str) for label in labels):
         return True
     if any(isinstance(row, set | frozenset) for row in rows):
         return True
@@ -134,6 +133,18 @@ def _as_names(kind: Kind, values: Any) -> list[list[str]]:
     if kind == "classes":
         return [[str(label)] for label in values.tolist()]
     return [[str(label) for label in labels] for labels in values]
+
+
+def _truth_of(labels: Iterable[list[str]], names: Sequence[str]) -> csr_matrix:
+    """Ones (N, L) in the columns of these names; a label that is not among them gets a column behind them."""
+    columns = {name: number for number, name in enumerate(names)}
+    indices: list[int] = []
+    offsets = [0]
+    for document in labels:
+        indices.extend(sorted({columns.setdefault(label, len(columns)) for label in document}))
+        offsets.append(len(indices))
+    ones = np.ones(len(indices), np.float32)
+    return csr_matrix((ones, np.array(indices, np.int32), offsets), shape=(len(offsets) - 1, len(columns)))
 
 
 def _ones(matrix: csr_matrix) -> csr_matrix:
