@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
@@ -82,7 +83,7 @@ def column(folder: Path, name: str, files: Files) -> np.ndarray:
         raise DataError(f"{path}: {state}; the folder was altered, make it again")
     if not entry["size"]:
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+    return np.asarray(np.memmap(path, dtype, mode="r"))  # a plain array: cutting up a np.memmap is slow
 
 
 def verify(folder: Path, files: Files) -> None:
@@ -110,7 +111,7 @@ class Strings(Sequence[str]):
     """
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
-        self._data, self._offsets = data, offsets
+        self._data, self._offsets = memoryview(np.ascontiguousarray(data)), offsets
 
     @classmethod
     def read(cls, folder: Path, name: str, files: Files) -> "Strings":
@@ -133,7 +134,7 @@ class Strings(Sequence[str]):
         number = key + len(self) if key < 0 else key
         if not 0 <= number < len(self):
             raise IndexError(f"string {key} of {len(self)}")
-        return bytes(self._data[self._offsets[number] : self._offsets[number + 1]]).decode()
+        return str(self._data[self._offsets[number] : self._offsets[number + 1]], "utf-8")
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _READ):
@@ -141,17 +142,18 @@ class Strings(Sequence[str]):
 
     def take(self, rows: np.ndarray) -> Iterator[str]:
         """The strings of these rows, in their order."""
+        data = self._data
         for start in range(0, len(rows), _READ):
-            for number in rows[start : start + _READ].tolist():
-                yield bytes(self._data[self._offsets[number] : self._offsets[number + 1]]).decode()
+            here = rows[start : start + _READ]
+            for first, end in zip(self._offsets[here].tolist(), self._offsets[here + 1].tolist(), strict=True):
+                yield str(data[first:end], "utf-8")
 
     def _run(self, start: int, stop: int) -> Iterator[str]:
         if start == stop:
             return
-        bounds = (self._offsets[start : stop + 1] - self._offsets[start]).tolist()
-        content = bytes(self._data[self._offsets[start] : self._offsets[stop]])
-        for number in range(stop - start):
-            yield content[bounds[number] : bounds[number + 1]].decode()
+        data, bounds = self._data, self._offsets[start : stop + 1].tolist()
+        for first, end in pairwise(bounds):
+            yield str(data[first:end], "utf-8")
 
 
 def append_rows(columns: Columns, name: str, lengths: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 
 CHUNK = 1 << 20  # words (or documents) handled together: a few arrays of 8 MiB
 _MOST_PAIRS = 1 << 25  # pairs counted in one pass: 256 MiB
+_BLOCK = 1 << 16  # characters searched together
+_MARK, _MARK_ID = "\0", -2  # stands behind every document while words are searched
 # The words of scikit-learn's r"\b\w\w+\b" in two thirds of its time: a greedy run always ends at a boundary.
-_find_words = re.compile(r"\w\w+").findall
+_find_words = re.compile(r"\w\w+|\0").findall
 
 Chunk = tuple[np.ndarray, np.ndarray]
 """Some whole documents: ids of their words in order (int32, -1 = unknown), offsets (int64, one more than documents)."""
@@ -56,10 +58,20 @@ class Known(dict[str, int]):
     """Ids of the words of a vocabulary, -1 for any other."""
 
     def __missing__(self, word: str) -> int:
-        return -1
+        return _MARK_ID if word == _MARK else -1
 
 
-def tokenise(texts: Iterable[str], word_id: Callable[[str], int]) -> Iterator[Chunk]:
+class Growing(dict[str, int]):
+    """Ids of all the words that were asked for, in the order of the first time."""
+
+    def __missing__(self, word: str) -> int:
+        if word == _MARK:
+            return _MARK_ID
+        self[word] = number = len(self)
+        return number
+
+
+def tokenise(texts: Iterable[str], ids: Known | Growing) -> Iterator[Chunk]:
     """The documents' words in lower case, as chunks of about CHUNK words.
 
     A word is a run of two or more letters, digits or underscores.
@@ -67,17 +79,38 @@ def tokenise(texts: Iterable[str], word_id: Callable[[str], int]) -> Iterator[Ch
     """
     if isinstance(texts, str):
         raise TypeError("texts (one string) must be several documents; put it in a list")
-    words, offsets, number = array("i"), [0], 0
+    words, documents = array("i"), 0
+    for block in _blocks(texts):
+        # One search through many documents: going through them one at a time costs more than most titles do.
+        words.extend(map(ids.__getitem__, _find_words(_MARK.join([*block, ""]).lower())))
+        documents += len(block)
+        if len(words) >= CHUNK or documents > CHUNK:
+            yield _chunk(words)
+            words, documents = array("i"), 0
+    if documents:
+        yield _chunk(words)
+
+
+def _chunk(words: "array[int]") -> Chunk:
+    found = np.frombuffer(words, np.int32)
+    marks = np.flatnonzero(found == _MARK_ID)
+    return found[found != _MARK_ID], np.concatenate(([0], marks - np.arange(len(marks))))
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts, some together, without marks in them."""
+    block: list[str] = []
+    size = 0
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts[{number}] ({type(text).__name__}) must be a string")
-        words.extend(map(word_id, _find_words(text.lower())))
-        offsets.append(len(words))
-        if len(words) >= CHUNK or len(offsets) > CHUNK:
-            yield np.frombuffer(words, np.int32), np.array(offsets, np.int64)
-            words, offsets = array("i"), [0]
-    if len(offsets) > 1:
-        yield np.frombuffer(words, np.int32) if words else np.empty(0, np.int32), np.array(offsets, np.int64)
+        block.append(text.replace(_MARK, " ") if _MARK in text else text)
+        size += len(text)
+        if size > _BLOCK or len(block) > _BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def pair_keys(chunk: Chunk, num_words: int) -> np.ndarray:

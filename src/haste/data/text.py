@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import zipfile
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,8 @@ class TfIdf:
         """
         _check_settings(ngrams, min_df, max_features)
         spill = _words.Spill(folder)
-        ids: defaultdict[str, int] = defaultdict(itertools.count().__next__)
-        spill.extend(_words.tokenise(texts, ids.__getitem__))
+        ids = _words.Growing()
+        spill.extend(_words.tokenise(texts, ids))
         words = list(ids)
         del ids
         vectorizer = cls._fit(spill, words, ngrams, min_df, max_features)
@@ -139,7 +138,7 @@ class TfIdf:
 
     def parts(self, texts: Iterable[str]) -> Iterator[Part]:
         """The rows of `transform`, some whole documents at a time: lengths of rows, columns, values."""
-        return self._parts(_words.tokenise(texts, self._ids.__getitem__))
+        return self._parts(_words.tokenise(texts, self._ids))
 
     def save(self, folder: str | Path) -> None:
         """Write vectorizer.json and vectorizer.npz into `folder`; the same vocabulary makes the same bytes."""
