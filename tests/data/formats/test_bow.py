@@ -52,7 +52,8 @@ def test_what_others_write_is_read_alike(tmp_path: Path, content: str) -> None:
     assert _rows(documents["train"]) == EXPECTED
 
 
-def test_more_rows_than_are_parsed_at_once(tmp_path: Path) -> None:
+def test_more_rows_than_are_parsed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("haste.data.formats._numbers._BLOCK", 5000)
     rows = [f"{i % 7} {i % 11}:{i} {11 + i % 3}:0.1" for i in range(1500)]
     for wrong in (None, 700):
         if wrong:
@@ -153,6 +154,7 @@ def test_lists_of_rows_that_are_broken(tmp_path: Path, train: str, test: str, me
             ["train.txt:2: label -1 must be in [0, 4); count from 0, or correct the file's first line"],
         ),
         ("1 5 4\n1.5 1:1\n", ["train.txt:2: label '1.5' must be a whole number"]),
+        ("1 5 4\n1_0 1:1\n", ["train.txt:2: label '1_0' must be a whole number"]),
         ("1 5 4\n1,,2 1:1\n", ["train.txt:2: label '' must be a whole number"]),
         ("1 5 4\nx 1:1\n", ["train.txt:2: label 'x' must be a whole number"]),
         (

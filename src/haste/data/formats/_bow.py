@@ -1,7 +1,6 @@
 """The XML Repository's first format: a line "documents columns labels", then "3,17 5:0.5 9:1" for each document."""
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from haste.data.formats._files import Files
 from haste.data.formats._lines import Malformed, at, excerpt, lines
 from haste.data.formats._numbered import NAME_LISTS, Numbered
-from haste.data.formats._numbers import BLOCK, parse_lists, parse_rows, read_body, read_header
+from haste.data.formats._numbers import blocks, has_header, parse_lists, parse_rows, read_body, read_header
 from haste.data.source import DataError, Problem, Record, raise_problem
 
 _COUNTS = ("documents", "columns", "labels")
@@ -53,7 +52,7 @@ class BowSource(Numbered):
         body = read_body(path, self._counts[split][0], problem)
         if chosen is not None:
             body = ((line, raw) for line, raw in body if chosen[line - 2])
-        while block := list(islice(body, BLOCK)):
+        for block in blocks(body):
             parts = [_parted(raw) for _, raw in block]
             rows = parse_rows([row for _, row in parts], self.num_features, "column")
             labels = parse_lists([names for names, _ in parts], self.num_labels, "label")
@@ -83,12 +82,8 @@ def _parted(raw: bytes) -> tuple[bytes, bytes]:
 
 
 def is_bow(path: Path) -> bool:
-    """Whether a file's first line has the three counts."""
-    try:
-        read_header(path, _COUNTS)
-    except DataError:
-        return False
-    return True
+    """Whether a file's first line has the three counts. Raises DataError if the file cannot be read."""
+    return has_header(path, len(_COUNTS))
 
 
 def _read_choice(rows: dict[str, Path], count: int) -> tuple[dict[str, np.ndarray], str]:

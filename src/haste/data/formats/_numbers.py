@@ -1,8 +1,7 @@
 """Rows of sparse numbers as text: "3:1 7:0.5", with a line of counts in front."""
 
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy as np
 from haste.data.formats._lines import Malformed, Noted, at, excerpt, lines
 from haste.data.source import Problem, raise_problem
 
-BLOCK = 512  # rows that are parsed in one go
+_BLOCK = 1 << 20  # bytes of rows that are parsed in one go
+_LISTS = re.compile(rb"\d{1,18}(,\d{1,18})*")
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 Row = tuple[np.ndarray, np.ndarray]
@@ -29,7 +29,7 @@ class SparseText:
     def rows(self, problem: Problem = raise_problem, what: str = "column") -> Iterator[tuple[int, Row | None]]:
         """(line, row) of every row; None for one that is wrong. what: is numbered by the columns, for messages"""
         body = read_body(self.path, self.shape[0], problem)
-        while block := list(islice(body, BLOCK)):
+        for block in blocks(body):
             rows = parse_rows([raw.strip() for _, raw in block], self.shape[1], what)
             for (line, _), row in zip(block, rows, strict=True):
                 if isinstance(row, Malformed):
@@ -41,11 +41,24 @@ class SparseText:
 
 def read_header(path: Path, names: Sequence[str]) -> tuple[int, ...]:
     """The counts in the first line of a file. Raises DataError if there is anything else."""
-    first = next(lines(path), (1, b""))[1]
-    if not re.fullmatch(rb"\s*\d{1,18}(\s+\d{1,18}){%d}\s*" % (len(names) - 1), first):
+    first = _first_line(path)
+    if not _are_counts(first, len(names)):
         shown = excerpt(first.decode(errors="replace"))
         raise at(path, 1, f"must hold {len(names)} whole numbers, {', '.join(names)} (found: {shown})")
     return tuple(map(int, first.split()))
+
+
+def has_header(path: Path, count: int) -> bool:
+    """Whether the first line of a file has so many counts. Raises DataError if the file cannot be read."""
+    return _are_counts(_first_line(path), count)
+
+
+def _first_line(path: Path) -> bytes:
+    return next(lines(path), (1, b""))[1]
+
+
+def _are_counts(line: bytes, count: int) -> bool:
+    return re.fullmatch(rb"\s*\d{1,18}(\s+\d{1,18}){%d}\s*" % (count - 1), line) is not None
 
 
 def read_body(path: Path, count: int, problem: Problem) -> Iterator[tuple[int, bytes]]:
@@ -62,6 +75,20 @@ def read_body(path: Path, count: int, problem: Problem) -> Iterator[tuple[int, b
         problem(at(path, number, f"ends after {number - 1:,} rows, the header says {count:,}; get it whole"))
 
 
+def blocks(body: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Lines, as many at a time as are parsed in one go."""
+    block: list[tuple[int, bytes]] = []
+    size = 0
+    for entry in body:
+        block.append(entry)
+        size += len(entry[1]) + 1
+        if size >= _BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
 def parse_rows(parts: Sequence[bytes], limit: int, what: str) -> list[Row | Malformed]:
     """The rows in stripped lines of column:value; what is wrong with those that are. limit: number of columns"""
     parsed = _parse_block(parts, limit)
@@ -74,29 +101,25 @@ def parse_rows(parts: Sequence[bytes], limit: int, what: str) -> list[Row | Malf
 def parse_lists(parts: Sequence[bytes], limit: int, what: str) -> list[tuple[int, ...] | Malformed]:
     """The numbers in stripped texts like 3,7; what is wrong with those that are. limit: they are below it"""
     counts = [part.count(b",") + 1 if part else 0 for part in parts]
-    numbers = _numbers(b",".join(filter(None, parts)), ",")
-    if numbers is not None and len(numbers) == sum(counts) and _are_ids(numbers, limit):
-        found = iter(numbers.astype(np.int64).tolist())
+    text = b",".join(filter(None, parts))
+    numbers = list(map(int, text.split(b","))) if _LISTS.fullmatch(text) else []
+    if len(numbers) == sum(counts) and (not numbers or (min(numbers) >= 0 and max(numbers) < limit)):
+        found = iter(numbers)
         return [tuple(islice(found, count)) for count in counts]
     return [_caught_list(part, limit, what) for part in parts]
 
 
 def _parse_block(parts: Sequence[bytes], limit: int) -> tuple[list[int], np.ndarray, np.ndarray] | None:
     """Offsets, columns and values of many rows at once; None if anything is wrong or unusual."""
-    text = b" ".join(filter(None, parts))
     counts = np.array([part.count(b":") for part in parts], np.int64)
-    total = int(counts.sum())
-    marks = np.frombuffer(text, np.uint8)
-    marks = marks[(marks == ord(":")) | (marks == ord(" "))]
-    alternate = (
-        len(marks) == max(0, 2 * total - 1) and (marks[::2] == ord(":")).all() and (marks[1::2] == ord(" ")).all()
-    )
-    numbers = _numbers(text.replace(b":", b" "), " ") if alternate else None
-    if numbers is None or len(numbers) != 2 * total or not _are_ids(numbers[::2], limit):
+    pairs = _pairs(b"\n".join(filter(None, parts)).replace(b" ", b"\n"))
+    if pairs is None or len(pairs[0]) != counts.sum():
         return None
-    columns = numbers[::2].astype(np.int64)
+    columns = pairs[0]
+    if len(columns) and not (columns.min() >= 0 and columns.max() < limit):
+        return None
     with np.errstate(over="ignore"):
-        values = numbers[1::2].astype(np.float32)
+        values = pairs[1].astype(np.float32)
     rows = np.repeat(np.arange(len(parts)), counts)
     inside = rows[1:] == rows[:-1]
     if (inside & (columns[1:] <= columns[:-1])).any():
@@ -109,20 +132,24 @@ def _parse_block(parts: Sequence[bytes], limit: int) -> tuple[list[int], np.ndar
     return [0, *np.cumsum(counts).tolist()], columns, values
 
 
-def _numbers(text: bytes, separator: str) -> np.ndarray | None:
-    """Numbers in a text, float64; None if there is anything else."""
+def _pairs(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """Numbers, int64, and values, float64, of lines of number:value; None if there is anything else."""
     if not text:
-        return np.empty(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            return np.fromstring(text, sep=separator)
-        except (ValueError, DeprecationWarning):
-            return None
+        return np.empty(0, np.int64), np.empty(0)
+    import pyarrow
+    from pyarrow import csv
 
-
-def _are_ids(numbers: np.ndarray, limit: int) -> bool:
-    return bool(((numbers >= 0) & (numbers < limit) & (numbers == np.floor(numbers))).all())
+    types = {"column": pyarrow.int64(), "value": pyarrow.float64()}
+    try:
+        table = csv.read_csv(
+            pyarrow.BufferReader(text),
+            csv.ReadOptions(use_threads=False, column_names=list(types), block_size=len(text) + 1),
+            csv.ParseOptions(delimiter=":", quote_char=False, double_quote=False),
+            csv.ConvertOptions(column_types=types, null_values=[], check_utf8=False),
+        )
+    except pyarrow.ArrowInvalid:
+        return None
+    return table["column"].to_numpy(), table["value"].to_numpy()
 
 
 def _caught(part: bytes, limit: int, what: str) -> Row | Malformed:

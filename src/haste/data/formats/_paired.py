@@ -171,14 +171,15 @@ class Numbers:
             yield None if row is None else self._present(line, row, problem)
 
     def _present(self, line: int, row: Row, problem: Problem) -> tuple[int, ...] | None:
-        columns, values = row
-        if len(values) and not values.min() > 0:
-            if values.min() < 0:
-                where = columns[values.argmin()]
-                problem(at(self.path, line, f"the value of label {where} ({values.min():g}) must be 1, or 0 for none"))
+        columns, values = row[0].tolist(), row[1].tolist()
+        if values and min(values) <= 0:
+            low = min(values)
+            if low < 0:
+                where = columns[values.index(low)]
+                problem(at(self.path, line, f"the value of label {where} ({low:g}) must be 1, or 0 for none"))
                 return None
-            columns = columns[values > 0]
-        return tuple(columns.tolist())
+            columns = [column for column, value in zip(columns, values, strict=True) if value]
+        return tuple(columns)
 
 
 class Names:
