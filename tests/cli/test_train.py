@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from haste.cli import main
+from haste.train.run_folder import differing_keys
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -121,7 +122,9 @@ def test_printed_settings_are_a_settings_file(file: Path, tmp_path: Path, capsys
         (["--run.threads", "two"], "run.threads (two) must be of type int | null"),
         (["--output.loss", "mse"], "output.loss (mse) must be one of bce, squared_hinge"),
         (["--output.fan_in", "64"], "output.fan_in (64) must not exceed encoder.features (32); lower"),
-        (["second.yaml"], "haste train takes one settings file, found"),
+        (["--preset", "best"], "--preset (best) must be one of auto, none"),
+        (["data.csv"], "haste train takes one settings file or path of data, found"),
+        (["second.yaml"], "haste train takes one settings file or path of data, found"),
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(
@@ -167,3 +170,94 @@ def test_numbers_may_be_written_as_people_write_them(file: Path, tmp_path: Path)
     file.write_text(text)
     assert main(["train", str(file), "--optim.epochs", "1"]) == 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["optim"]["encoder"]["lr"] == 0.05
+
+
+@pytest.fixture
+def table(tiny_data: Path, tmp_path: Path) -> Path:
+    """The tiny training documents as a csv."""
+    rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    path = tmp_path / "mine.csv"
+    path.write_text("text,labels\n" + "".join(f"{row['text']},{'|'.join(row['labels'])}\n" for row in rows))
+    return path
+
+
+QUICK = ["--optim.epochs", "2", "--run.threads=1", "--run.device", "cpu"]
+
+
+def test_data_alone_is_enough_and_what_is_given_wins(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", str(table), *QUICK, "--run.dir", str(run), "--data.cache", str(tmp_path / "cache")]) == 0
+    said = capsys.readouterr().err
+    assert "preset auto: 240 documents of text" in said
+    used = yaml.safe_load((run / "config.yaml").read_text())
+    assert used["optim"]["epochs"] == 2
+    assert "optim.epochs" not in said
+    assert used["data"]["path"] == str(table)
+    reasons = (run / "preset.txt").read_text().splitlines()
+    assert reasons[0] in said
+    for line in reasons[1:]:
+        key, _, value = line.partition(": ")[0].partition(" ")
+        assert line in said
+        section, *names = key.split(".")
+        found = used[section]
+        for name in names:
+            found = found[name]
+        assert str(found) == value.replace(",", "")
+
+
+def test_a_run_with_a_preset_is_resumed_with_what_was_chosen(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(table), *QUICK, "--run.dir", str(tmp_path / "run"), "--data.cache", str(tmp_path / "cache")]
+    assert main(["train", *given]) == 0
+    assert main(["train", *given]) == 2
+    assert "choose another run.dir, or continue with --resume" in last_error(capsys)
+    chosen = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "metrics.json").unlink()
+    table.write_text(table.read_text())
+    assert main(["train", *given, "--resume"]) == 0
+    assert (tmp_path / "run" / "config.yaml").read_text() == chosen
+    assert main(["train", *given, "--resume", "--encoder.features", "16", "--output.fan_in", "16"]) == 2
+    assert "encoder.features" in last_error(capsys)
+
+
+def test_a_settings_file_is_completed_where_it_says_nothing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = yaml.safe_load(file.read_text())
+    assert main(["train", str(file), "--preset", "auto", "--print_config"]) == 0
+    shown = capsys.readouterr().out
+    values = yaml.safe_load(shown)
+    changed = differing_keys(given, values)
+    assert all(old is None for old, _ in changed.values()), "what was given is kept"
+    assert "optim.encoder.name" in changed
+    assert shown.startswith("# preset auto: 240 documents")
+    assert f"\n# data.min_df {values['data']['min_df']}: " in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_data_is_not_a_settings_file(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tiny_data), "--preset=none", "--data.min_df", "0"]) == 2
+    assert "data.min_df (0) must be at least 1" in last_error(capsys)
+    assert main(["train", str(tiny_data), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["path"] == str(tiny_data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing-here"], "nothing-here: no such file or folder; check data.path"),
+        (
+            ["data.csv", "--data.path", "other.csv"],
+            "haste train takes one path of data, found data.csv and --data.path",
+        ),
+        (["--preset", "auto"], "data.path must be given; haste train PATH"),
+        (["data.csv", "--preset", "auto", "--optim.epochs", "0"], "optim.epochs (0) must be at least 1"),
+        (["data.csv", "--optim.epochs", "many"], "optim.epochs (many) must be of type int"),
+    ],
+)
+def test_wrong_uses_of_data_alone(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *arguments]) == 2
+    assert last_error(capsys).startswith(f"haste: error: {message}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 _COMMANDS = {
     "data": "check data sets, or convert them to another format",
-    "train": "train a model from a YAML file of settings",
+    "train": "train a model on data in any format, or from a YAML file of settings",
     "evaluate": "metrics of a finished run on a split of its data",
     "predict": "best labels of new documents",
     "info": "versions, device and kernels; summary of a run",

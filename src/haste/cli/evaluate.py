@@ -13,6 +13,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"))
     parser.add_argument("--data", metavar="PATH", help="use this data instead of the run's data.path")
     parser.add_argument(
+        "--no-filter", action="store_true", help="rank pairs of document and label that filter files list too"
+    )
+    parser.add_argument(
         "--propensity",
         nargs=2,
         type=float,
@@ -26,7 +29,14 @@ def run(argv: list[str]) -> None:
     from haste.train.evaluate import PROPENSITY, evaluate_run
 
     a, b = options.propensity or PROPENSITY
-    metrics = evaluate_run(options.run, options.split, path=options.data, propensity=(a, b), device=options.device)
+    metrics = evaluate_run(
+        options.run,
+        options.split,
+        path=options.data,
+        propensity=(a, b),
+        use_filter=not options.no_filter,
+        device=options.device,
+    )
     if options.json:
         print(json.dumps({options.split: metrics, "propensity": {"a": a, "b": b}}, indent=2))
     else:

@@ -1,10 +1,18 @@
 """`haste predict RUN --input FILE [--output out.jsonl]` and `haste predict RUN --text "..."`."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from haste.cli._arguments import Parser, add_reading_options, positive, reading_options
+
+if TYPE_CHECKING:
+    from haste.data.source import Record
+    from haste.train.model_folder import TrainedModel
+
+_READS = {"text": "texts", "sparse": "sparse features", "dense": "dense features"}
 
 
 def run(argv: list[str]) -> None:
@@ -20,17 +28,18 @@ def run(argv: list[str]) -> None:
     add_reading_options(parser)
     options = parser.parse_args(argv)
 
-    from haste.data.formats import Record, detect_input
+    from haste.data.formats import Record
     from haste.train.evaluate import find_model, predict
     from haste.train.files import write_lines
     from haste.train.model_folder import load_model
 
     trained = load_model(find_model(options.run), device=options.device)
     if options.text is not None:
+        if trained.inputs != "text":
+            raise ValueError(f"--text must be --input FILE with features: {options.run} reads {_READS[trained.inputs]}")
         records = iter([Record(id="1", text=options.text, labels=())])
     else:
-        data = replace(trained.config.data, **reading_options(options))
-        records = detect_input(options.input, data).documents("test")
+        records = _read(options.input, reading_options(options), trained)
     rows = predict(trained, records, options.top_k)
     if options.output is not None:
         write_lines(options.output, (json.dumps(row, ensure_ascii=False) for row in rows))
@@ -42,3 +51,18 @@ def run(argv: list[str]) -> None:
     else:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
+
+
+def _read(path: Path, reading: dict[str, Any], trained: "TrainedModel") -> Iterator["Record"]:
+    """Documents of a file. Raises ValueError if they are not what the model reads."""
+    from haste.data.formats import DataError, detect_input
+
+    source = detect_input(path, replace(trained.config.data, **reading))
+    if source.kind != trained.inputs:
+        raise DataError(f"{path}: holds {_READS[source.kind]}, the model reads {_READS[trained.inputs]}")
+    if source.num_features not in (None, trained.num_inputs):
+        raise DataError(
+            f"{path}: has {source.num_features:,} columns, the model reads {trained.num_inputs:,}; "
+            "make them as those that it was trained on"
+        )
+    return source.documents("test")

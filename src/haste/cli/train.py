@@ -1,4 +1,4 @@
-"""`haste train CONFIG [--section.key value ...] [--resume]`."""
+"""`haste train DATA`, `haste train CONFIG`, both with `[--section.key value ...] [--resume]`."""
 
 import argparse
 import dataclasses
@@ -11,49 +11,125 @@ from typing import Any
 from haste.config import Config, check_keys, settings, unknown_key
 
 _FLAGS = ("--print_config", "--help", "-h")
+_PRESETS = ("auto", "none")
+_SETTINGS_FILE = (".yaml", ".yml")
+
+
+@dataclasses.dataclass
+class _Arguments:
+    """What the command line says, before the values of settings are looked at.
+
+    config, data: file of settings, path of data; only one of them
+    preset: auto or none
+    options: --section.key and its value, and flags of the parser
+    given: keys that the options name
+    """
+
+    config: str | None = None
+    data: str | None = None
+    preset: str = "none"
+    resume: bool = False
+    options: list[str] = dataclasses.field(default_factory=list)
+    given: list[str] = dataclasses.field(default_factory=list)
 
 
 def run(argv: list[str]) -> None:
     """Train, or print the settings that a run would have."""
-    resume = "--resume" in argv
-    file, rest = _split([token for token in argv if token != "--resume"])
-    if file is not None:
+    arguments = _split(argv)
+    options, given = arguments.options, arguments.given
+    if arguments.config is not None:
         from haste.train.run_folder import read_yaml
 
-        values = read_yaml(Path(file))
+        values = read_yaml(Path(arguments.config))
         check_keys(values)
-        rest = ["--config", file, *rest] if values else rest
-    config = Config.from_dict(_parse(rest))
+        options = ["--config", arguments.config, *options] if values else options
+        given = [*_keys(values), *given]
+    elif arguments.data is not None:
+        options, given = [f"--data.path={arguments.data}", *options], ["data.path", *given]
 
     # Gradients of an embedding are large and new in every step; huge pages spare most of their page faults. Read by
     # PyTorch when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from haste.train.trainer import train
+    if arguments.preset == "none":
+        config = Config.from_dict(_parse(options))
+        from haste.train.trainer import train
 
-    train(config, resume=resume)
+        train(config, resume=arguments.resume)
+    else:
+        _train_with_preset(options, given, resume=arguments.resume)
 
 
-def _split(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The settings file, wherever it stands, and the options; unknown options are refused."""
+def _train_with_preset(options: list[str], given: list[str], *, resume: bool) -> None:
+    """Train with what was given, and for the rest what fits the data."""
+    shown = "--print_config" in options
+    parsed = _parse([option for option in options if option != "--print_config"])
+    values: dict[str, Any] = {}
+    for key in given:
+        *sections, name = key.split(".")
+        source, target = parsed, values
+        for section in sections:
+            source, target = source[section], target.setdefault(section, {})
+        target[name] = source[name]
+    if "path" not in values.get("data", {}):
+        raise ValueError("data.path must be given; haste train PATH, or set it in the settings file")
+
+    from haste.train.auto import complete, train_auto
+
+    if shown:
+        import yaml
+
+        complete_values, reasons = complete(values, resume=resume)
+        config = Config.from_dict(complete_values)
+        print("".join(f"# {line}\n" for line in reasons) + yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+    else:
+        train_auto(values, resume=resume)
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of the values in nested dictionaries."""
+    keys = []
+    for name, value in values.items():
+        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return keys
+
+
+def _split(argv: list[str]) -> _Arguments:
+    """Take the command line apart; unknown options are refused."""
     known = {f"--{setting.key}" for setting in settings()}
-    files, options, tokens = [], [], iter(argv)
+    found, paths, tokens = _Arguments(), [], iter(argv)
+    preset = None
     for token in tokens:
-        name, equals, _ = token.partition("=")
-        if token in _FLAGS or name == "--print_config":
-            options.append(token)
+        name, equals, value = token.partition("=")
+        if token == "--resume":
+            found.resume = True
+        elif token in _FLAGS or name == "--print_config":
+            found.options.append(token)
+        elif name == "--preset":
+            preset = value if equals else next(tokens, "")
+            if preset not in _PRESETS:
+                raise ValueError(f"--preset ({preset}) must be one of {', '.join(_PRESETS)}")
         elif name == "--config":
-            files.append(token.partition("=")[2] if equals else next(tokens, ""))
+            paths.append(value if equals else next(tokens, ""))
+            found.config = paths[-1]
         elif not token.startswith("-"):
-            files.append(token)
+            paths.append(token)
+            if token.endswith(_SETTINGS_FILE):
+                found.config = token
+            else:
+                found.data = token
         elif name not in known:
             raise unknown_key(name.lstrip("-"))
         else:
-            options.append(token)
+            found.given.append(name.removeprefix("--"))
+            found.options.append(token)
             if not equals:
-                options.append(next(tokens, ""))
-    if len(files) > 1:
-        raise ValueError(f"haste train takes one settings file, found {', '.join(files)}")
-    return (files[0] if files else None), options
+                found.options.append(next(tokens, ""))
+    if len(paths) > 1:
+        raise ValueError(f"haste train takes one settings file or path of data, found {', '.join(paths)}")
+    if found.data is not None and "data.path" in found.given:
+        raise ValueError(f"haste train takes one path of data, found {found.data} and --data.path")
+    found.preset = preset or ("none" if found.data is None else "auto")
+    return found
 
 
 def _parse(argv: list[str]) -> dict[str, Any]:
@@ -62,8 +138,10 @@ def _parse(argv: list[str]) -> dict[str, Any]:
 
     parser = ArgumentParser(
         prog="haste train",
-        usage="haste train CONFIG [--section.key value ...] [--resume]",
-        description="Train a model. CONFIG is a YAML file; every setting in it can be overridden here. "
+        usage="haste train DATA | CONFIG.yaml [--section.key value ...] [--preset auto|none] [--resume]",
+        description="Train a model. DATA is a file or folder of documents in any format; settings that fit it are "
+        "chosen, each with its reason (--preset auto). CONFIG.yaml is a file of settings; what it does not hold has "
+        "its default, or is chosen with --preset auto. Every setting can be given here too. "
         "--resume continues the run in run.dir from its last checkpoint.",
         exit_on_error=False,
     )

@@ -1,0 +1,103 @@
+"""Settings of a run on data of which nothing but the path is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from haste.config import Config, Data, Run, expand_path
+from haste.data.store import Store, open_store
+from haste.train.device import resolve_device
+from haste.train.files import write_text
+from haste.train.preset import Facts, fill, free_memory
+from haste.train.progress import print_line
+from haste.train.run_folder import RunFolder, read_config
+from haste.train.trainer import train
+
+_SAMPLE = 1000  # documents whose words are counted
+
+
+def train_auto(values: dict[str, Any], *, resume: bool = False, log: Callable[[str], None] | None = None) -> Path:
+    """Train with what the user gave, and for the rest what `complete` chooses; preset.txt in the run folder says why.
+
+    values: nested dictionaries of settings; data.path is among them
+    resume, log: as in `train`
+    Returns: the run folder.
+    Raises: as `train`.
+    """
+    say = log or print_line
+    completed, reasons = complete(values, resume=resume, log=say)
+    config = Config.from_dict(completed)
+    folder = Path(expand_path(config.run.dir, "run.dir"))
+    for line in reasons:
+        say(line)
+    try:
+        return train(config, resume=resume, log=log)
+    finally:
+        started = folder / "config.yaml"
+        if reasons and started.is_file() and read_config(started) == config:
+            write_text(folder / "preset.txt", "".join(f"{line}\n" for line in reasons))
+
+
+def complete(
+    values: dict[str, Any], *, resume: bool = False, log: Callable[[str], None] = print_line
+) -> tuple[dict[str, Any], list[str]]:
+    """What the user gave with all that follows from the data, as preset auto chooses it.
+
+    The data set is made ready on the way, for the run to open.
+
+    Args:
+        values: nested dictionaries of what the user gave; data.path is among them.
+        resume: take what is missing from the run in run.dir, if there is one, instead of choosing anew.
+        log: takes lines of text.
+
+    Returns:
+        Nested dictionaries for `Config.from_dict`, and what was chosen and why; nothing of a run that is resumed.
+
+    Raises:
+        ValueError: settings or data that cannot be used.
+    """
+    folder = values.get("run", {}).get("dir", Run().dir)
+    started = Path(expand_path(folder, "run.dir")) / "config.yaml"
+    if resume and started.is_file():
+        return _merged(read_config(started).to_dict(), values), []
+    # What can be refused before the data is read. The other two sections depend on it.
+    RunFolder(Config.from_dict({**values, "encoder": {}, "output": {"fan_in": 1}}), resume=resume)
+    store = open_store(Data(**values["data"]), log=log)
+    return fill(values, facts_of(store, values.get("run", {}).get("device", Run().device)))
+
+
+def facts_of(store: Store, device: str) -> Facts:
+    """What settings are chosen from. Words are counted in some documents, evenly spread.
+
+    device: as in run.device
+    """
+    found = resolve_device(device)
+    train = store.splits["train"]
+    labels = train.labels[1]
+    num_documents = len(train)
+    rows = np.unique(np.linspace(0, num_documents - 1, min(num_documents, _SAMPLE)).astype(np.int64))
+    words = None
+    if train.texts is not None:
+        words = float(np.mean([len(train.texts[int(row)].split()) for row in rows]))
+    return Facts(
+        num_documents=num_documents,
+        num_labels=len(np.unique(labels)),
+        labels_per_document=len(labels) / num_documents,
+        kind=store.kind,
+        num_inputs=None if train.features is None else train.features.shape[1],
+        words_per_document=words,
+        has_dev="dev" in store.splits,
+        memory_bytes=torch.cuda.mem_get_info(found)[0] if found.type == "cuda" else free_memory(),
+        device=found.type,
+    )
+
+
+def _merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The values with those that were given in their place."""
+    merged = dict(values)
+    for name, value in given.items():
+        merged[name] = _merged(values[name], value) if isinstance(value, dict) else value
+    return merged
