@@ -23,6 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "slice": {"output": {"private_features": "slice", "fan_in": 8}},
     "projection": {"output": {"private_features": "projection"}},
     "hidden": {"encoder": {"hidden": 16}},
+    "given": {"encoder": {"kind": "features", "features": 0}},
+    "layers": {"encoder": {"kind": "features", "hidden": 16}},
     "dense": {"output": {"fan_in": 32}},
     "all head": {"output": {"head_ratio": 1.0}},
     "no head": {"output": {"head_ratio": 0.0}},
