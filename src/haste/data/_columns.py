@@ -56,8 +56,11 @@ class Columns:
         self.append(name, ends)
 
     def append_strings(self, name: str, strings: Iterable[str]) -> None:
-        """Add strings to the pair of columns that `strings` reads."""
-        encoded = [string.encode() for string in strings]
+        """Add strings to the pair of columns that `Strings.read` reads."""
+        self.append_bytes(name, list(map(str.encode, strings)))
+
+    def append_bytes(self, name: str, encoded: list[bytes]) -> None:
+        """Add strings that are UTF-8 already."""
         self.append(f"{name}.bytes", np.frombuffer(b"".join(encoded), np.uint8))
         self.append_offsets(f"{name}.offsets", np.fromiter(map(len, encoded), np.int64, len(encoded)))
 

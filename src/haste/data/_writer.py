@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,28 @@ def _read(path: Path) -> Any:
         return None
 
 
+class _Numbers(dict[str, int]):
+    """A number for every name that was asked for, in the order of the first time."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = number = len(self)
+        return number
+
+
 class _Labels:
     """Numbers of the labels: those the source gives, else in the order in which the documents name them."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._numbers: dict[str, int] = {}
+        self._numbers = _Numbers()
         self.notes: list[str] = []
 
     def of(self, records: list[Record]) -> Iterator[list[int]]:
         """Numbers of the labels of every document, sorted, without repeats."""
         if self._source.num_labels is not None:
             return (sorted(set(record.labels)) for record in records)
-        numbers = self._numbers
-        return (sorted({numbers.setdefault(name, len(numbers)) for name in record.labels}) for record in records)
+        number = self._numbers.__getitem__
+        return (sorted(set(map(number, record.labels))) for record in records)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -111,7 +120,7 @@ class _Labels:
     def restore(self, names: Strings) -> None:
         """Give the numbers again that an interrupted call gave while it read a split."""
         for name in names:
-            self._numbers.setdefault(name, len(self._numbers))
+            self._numbers[name]
 
     def write(self, folder: Path) -> Files:
         """Write names and texts of all labels."""
@@ -177,8 +186,9 @@ def _write_split(
 def _append_input(columns: Columns, source: Source, chunk: list[Record]) -> None:
     digests: list[bytes] = []
     if source.kind == "text":
-        columns.append_strings("texts", [record.text for record in chunk])
-        digests = [hashlib.blake2b(record.text.encode(), digest_size=8).digest() for record in chunk]
+        texts = [record.text.encode() for record in chunk]
+        columns.append_bytes("texts", texts)
+        digests = [blake2b(text, digest_size=8).digest() for text in texts]
     elif source.kind == "dense":
         columns.append("dense", np.concatenate([record.dense for record in chunk]).astype(np.float32, copy=False))
     else:
