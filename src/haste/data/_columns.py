@@ -114,7 +114,7 @@ class Strings(Sequence[str]):
     """
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
-        self._data, self._offsets = memoryview(np.ascontiguousarray(data)), offsets
+        self._data, self._offsets = np.ascontiguousarray(data).data, offsets
 
     @classmethod
     def read(cls, folder: Path, name: str, files: Files) -> "Strings":
