@@ -1,5 +1,7 @@
 """Matrices in NumPy's files, read some rows at a time; nothing in them is ever unpickled."""
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,6 +16,23 @@ from haste.data.formats._numbers import Row
 from haste.data.source import DataError, Problem, raise_problem
 
 _BLOCK = 1024
+# What NumPy, SciPy and zipfile raise, depending on where a file is damaged.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 _OBJECTS = (
     "holds Python objects, which only unpickling could read, and that may run any program; "
     "save numbers (np.save of a float32 array, scipy.sparse.save_npz), or texts one a line"
@@ -35,7 +54,7 @@ class SparseArray:
                 self.shape: tuple[int, ...] = tuple(map(int, arrays["shape"]))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError) as error:
+        except _BROKEN as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path}: {_explained(error)}") from None
@@ -59,7 +78,7 @@ class SparseArray:
                     if wrong:
                         problem(at(self.path, number, wrong))
                     yield number, row
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as error:
+        except _BROKEN as error:
             if isinstance(error, DataError):
                 raise
             problem(at(self.path, number + 1, _explained(error)))
@@ -79,7 +98,10 @@ class SparseArray:
             return
         from scipy.sparse import load_npz
 
-        matrix = load_npz(self.path).tocsr()
+        matrix = load_npz(self.path)
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)  # what follows trusts the indices
+        matrix = matrix.tocsr()
         for start in range(0, self.shape[0], _BLOCK):
             some = matrix[start : start + _BLOCK]
             yield some.indptr.tolist(), some.indices, some.data
@@ -95,7 +117,7 @@ class DenseArray:
             self._array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except (EOFError, OSError, ValueError) as error:
+        except _BROKEN as error:
             raise DataError(f"{path}: {_explained(error)}") from None
         if self._array.ndim != 2 or self._array.dtype.kind not in "fiub":
             found = f"{self._array.ndim} dimensions of {self._array.dtype}"

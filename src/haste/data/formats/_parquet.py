@@ -67,7 +67,7 @@ class _Columns:
         import pyarrow
         from pyarrow import parquet
 
-        self._errors = (pyarrow.ArrowException, OSError)
+        self._errors = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             self._file = parquet.ParquetFile(path)
             schema = self._file.schema_arrow
