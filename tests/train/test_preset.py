@@ -112,6 +112,12 @@ def test_little_memory_narrows_the_encoder() -> None:
     assert widths[0] < widths[-1] == 1024
 
 
+def test_few_documents_are_learnt_faster() -> None:
+    rates = [filled(num_documents=num)["optim"].get("output", {}).get("lr") for num in (50, 500, 5000)]
+    assert rates == [0.2, 0.1, None]
+    assert "lr" not in filled({"optim": {"output": {"name": "adamw"}}}, num_documents=50)["optim"]["output"]
+
+
 def test_given_features() -> None:
     few = filled(kind="dense", num_inputs=10)
     assert few["encoder"]["kind"] == "features"

@@ -146,8 +146,11 @@ class _Chooser:
         if kind == "features":
             why = "numbers of their own scale" if few_inputs else "embeddings differ in direction"
             self.pick("encoder.normalize", not few_inputs, f"{self.num_inputs} {why}")
-        dropout = 0.2 if facts.num_documents < 200 or kind == "features" else 0.5
-        self.pick("encoder.dropout", dropout, f"{facts.num_documents:,} documents")
+        dropout = 0.2 if kind == "features" else 0.5
+        self.pick("encoder.dropout", dropout, f"documents are {_KINDS[facts.kind]}")
+        if facts.num_documents < 2000 and self._value("optim.output.name", "sgd") == "sgd":
+            rate = 0.2 if facts.num_documents < 200 else 0.1
+            self.pick("optim.output.lr", rate, f"labels of {facts.num_documents:,} documents are seen rarely")
 
     def _straight(self, few_inputs: bool) -> bool:
         """Whether given features go straight to the output layer; its optimizer then, which has no encoder to help."""
