@@ -80,6 +80,10 @@ def test_a_rare_mark_is_not_the_separator(tmp_path: Path) -> None:
     assert _documents(tmp_path, content)[-1].labels == ("c|d", "e")
 
 
+def test_the_separator_is_looked_for_behind_documents_without_labels(tmp_path: Path) -> None:
+    assert _documents(tmp_path, "text,labels\n" + "t,\n" * 1500 + "t,x|y\n")[-1].labels == ("x", "y")
+
+
 def test_the_separator_that_is_set_is_taken(tmp_path: Path) -> None:
     assert _documents(tmp_path, "text,labels\nt,x;y z\n", separator=" ")[0].labels == ("x;y", "z")
 
