@@ -112,10 +112,23 @@ def test_little_memory_narrows_the_encoder() -> None:
     assert widths[0] < widths[-1] == 1024
 
 
+def test_pairs_of_words_need_many_documents_or_short_ones() -> None:
+    sizes = ((500, 8.0), (5000, 8.0), (5000, 500.0), (45_000, 500.0), (10_000_000, 500.0))
+    chosen = [filled(num_documents=num, words_per_document=words)["data"]["ngrams"] for num, words in sizes]
+    assert chosen == [1, 2, 1, 2, 1]
+
+
 def test_few_documents_are_learnt_faster() -> None:
     rates = [filled(num_documents=num)["optim"].get("output", {}).get("lr") for num in (50, 500, 5000)]
     assert rates == [0.2, 0.1, None]
     assert "lr" not in filled({"optim": {"output": {"name": "adamw"}}}, num_documents=50)["optim"]["output"]
+
+
+def test_small_batches_are_left_to_one_thread() -> None:
+    assert filled(num_documents=1000)["run"]["threads"] == 1
+    assert "threads" not in filled(num_documents=45_000).get("run", {})
+    assert "threads" not in filled(num_documents=1000, device="cuda").get("run", {})
+    assert filled({"run": {"threads": 2}}, num_documents=1000)["run"]["threads"] == 2
 
 
 def test_given_features() -> None:

@@ -16,8 +16,8 @@ from haste.data.source import Kind
 
 _SMALL_LAYER = 4 * 2**20  # bytes of a dense output layer below which sparsity would save nothing worth having
 _MOST_HEAD = 10_000  # labels of the dense head
+_SMALL_BATCH = 32  # documents of a step that is over before threads have shared it out
 _FEW_INPUTS = 64  # given numbers of a document below which they are measurements rather than an embedding
-_MIB = 2**20
 
 Choices = dict[str, tuple[Any, str]]
 
@@ -110,15 +110,15 @@ class _Chooser:
         """Vocabulary and dev documents."""
         facts, num = self.facts, self.facts.num_documents
         if not facts.has_dev:
-            fraction = 0.0 if num < 200 else 0.1 if num < 10_000 else 0.05
+            fraction = 0.0 if num < 1000 else 0.1 if num < 10_000 else 0.05
             why = f"{num:,} documents are too few to spare any" if not fraction else f"{num:,} documents"
             self.pick("data.dev_fraction", fraction, why)
         self.num_inputs = facts.num_inputs or 0
         if facts.kind != "text":
             return
         words = facts.words_per_document or 100.0
-        pairs = num >= 1000 and num * words < 2e9
-        why = "pairs of words too" if pairs else f"{num:,} texts of {words:.0f} words"
+        pairs = num >= (1000 if words < 50 else 20_000) and num * words < 2e9
+        why = f"{num:,} texts of {words:.0f} words: " + ("pairs of words too" if pairs else "single words suffice")
         ngrams = self.pick("data.ngrams", 2 if pairs else 1, why)
         min_df = 1 if num < 1000 else 2 if num < 20_000 else 3
         self.pick("data.min_df", min_df, f"{num:,} documents")
@@ -191,7 +191,7 @@ class _Chooser:
         ratio = self.pick("output.head_ratio", round(ratio, 6), why if sparse else "every label reads all features")
         size = 4 * labels * (ratio * width + (1 - ratio) * fan_in)
         if size > facts.memory_bytes / 4:
-            self.pick("output.dtype", "bfloat16", f"{_size(int(size))} of float32 would fill the memory")
+            self.pick("output.dtype", "bfloat16", f"{_size(size)} of float32 would fill the memory")
         if sparse and 12 * labels * 128 > facts.memory_bytes / 2:
             self.pick("output.grouping", "frequency", f"embeddings of {labels:,} labels would fill the memory")
         self.sparse = sparse
@@ -201,6 +201,8 @@ class _Chooser:
         facts, num = self.facts, self.facts.num_documents
         num -= 0 if facts.has_dev else min(5000, int(num * self._value("data.dev_fraction", 0.05)))
         batch = self.pick("optim.batch_size", _power_of_two(num / 64, 8, 256), f"{num:,} documents to train on")
+        if facts.device == "cpu" and batch <= _SMALL_BATCH:
+            self.pick("run.threads", 1, f"several would wait for each other over batches of {batch}")
         epochs = 40 if num < 200 else 20 if num < 20_000 else 10 if num < 500_000 else 5
         epochs = self.pick("optim.epochs", epochs, f"{num:,} documents to train on")
         per_epoch = math.ceil(num / batch)
@@ -267,8 +269,12 @@ def _power_of_two(value: float, low: int, high: int) -> int:
     return min(high, max(low, 2 ** round(math.log2(max(value, 1)))))
 
 
-def _size(count: int) -> str:
-    return f"{count / _MIB:,.1f} MiB" if count < 1024 * _MIB else f"{count / 1024 / _MIB:,.1f} GiB"
+def _size(count: float) -> str:
+    for unit in ("KiB", "MiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:,.1f} {unit}"
+    return f"{count / 1024:,.1f} GiB"
 
 
 def _shown(value: Any) -> str:
