@@ -70,7 +70,10 @@ def test_a_saved_model_replaces_an_older_one(make: Callable[..., tuple[Path, Tra
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith("model")] == ["model"]
     modes = {path.stat().st_mode for path in folder.iterdir()}
     assert len(modes) == 1
-    assert "| test | 1.00 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "| test | 1.00 |" in card
+    assert "- encoder: bag, 90 terms, 64 features\n" in card
+    assert "the others read\n  8 features each, shared by groups of 4\n" in card
 
 
 def edit_json(file: Path, *keys: str, value: Any) -> None:
@@ -89,6 +92,8 @@ def edit_json(file: Path, *keys: str, value: Any) -> None:
         (["auto_map"], "x", r"config.json: keys .* must be"),
         (["format"], 2, r"config.json: format \(2\) must be 1"),
         (["num_labels"], 31, r"num_labels \(31\) must be 30"),
+        (["inputs"], "images", r"inputs \(images\) must be one of text, sparse, dense"),
+        (["inputs"], "dense", r"encoder.kind \(bag\) must be features for dense features"),
         (["num_labels"], "30", r"num_labels \(30\) must be a positive integer"),
         (["num_inputs"], 10**15, r"num_inputs \(1000000000000000\) must be 90"),
         (["config", "encoder", "features"], 10**12, r"encoder.safetensors: bias \(\('F32', \[32\]\)\) must be"),

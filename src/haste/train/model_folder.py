@@ -191,6 +191,13 @@ def _model_card(trained: TrainedModel, metrics: Mapping[str, Any]) -> str:
     table = ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for split, values in metrics.items():
         table.append(f"| {split} | " + " | ".join(f"{values[column]:.2f}" for column in columns) + " |")
+    width = trained.model.encoder.out_features
+    output = "every label reads all features"
+    if config.output.fan_in < width:
+        output = (
+            f"the {config.output.head_ratio:.0%} most frequent labels dense; the others read\n"
+            f"  {config.output.fan_in} features each, shared by groups of {config.output.group_size}"
+        )
     scores = "probabilities" if config.output.loss == "bce" else "scores, not probabilities"
     return f"""---
 library_name: haste
@@ -201,10 +208,8 @@ tags: [extreme-classification, multi-label, sparse]
 
 {labels.num_labels:,} labels, trained with `haste` on {trained.num_points:,} documents.
 
-- encoder: {config.encoder.kind}, {trained.num_inputs:,} {_INPUTS[trained.inputs]}, {trained.model.encoder.out_features}
-  features
-- output layer: the {config.output.head_ratio:.0%} most frequent labels dense; the others read
-  {config.output.fan_in} features each, shared by groups of {config.output.group_size}
+- encoder: {config.encoder.kind}, {trained.num_inputs:,} {_INPUTS[trained.inputs]}, {width} features
+- output layer: {output}
 - loss: {config.output.loss}, so its outputs are {scores}
 
 {chr(10).join(table)}
