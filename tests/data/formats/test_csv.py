@@ -164,9 +164,9 @@ def test_the_separator_that_is_set_is_taken(tmp_path: Path) -> None:
             ["train.csv:1002: the value of 'labels' ('y') is not a list as in the lines before; set data.separator"],
         ),
         (
-            'text,labels\na,"[1]"\n',
+            'text,labels\na,"[1.5]"\n',
             {},
-            ["train.csv:2: the value of 'labels' holds the number 1, must be a list of strings"],
+            ["train.csv:2: the value of 'labels' holds the number 1.5, must be a list of strings"],
         ),
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from haste.data.formats import DataError, Record, find_splits, read_jsonl, write_jsonl
+from haste.data.formats import DataError, Record, read_jsonl, write_jsonl
 
 
 def _written(folder: Path, content: str | bytes, name: str = "train.jsonl") -> Path:
@@ -99,8 +99,8 @@ def test_labels_may_be_absent_when_not_required(tmp_path: Path) -> None:
         ('{"text": "b", "labels": "x"}', "the value of 'labels' (the string 'x') must be a list of strings"),
         ('{"text": "b", "labels": {"x": 1}}', "the value of 'labels' (an object) must be a list of strings"),
         (
-            '{"text": "b", "labels": ["x", 5]}',
-            "the value of 'labels' holds the number 5, must be a list of strings",
+            '{"text": "b", "labels": ["x", 5.5]}',
+            "the value of 'labels' holds the number 5.5, must be a list of strings",
         ),
         (
             '{"text": "b", "labels": [true]}',
@@ -190,25 +190,7 @@ def test_folder_read_as_a_file(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}:1: cannot be read (Is a directory)"
 
 
-def test_find_splits(tmp_path: Path) -> None:
-    for name in ("test.jsonl", "train.jsonl.gz", "labels.jsonl"):
-        _written(tmp_path, "", name)
-    assert find_splits(tmp_path) == {"train": tmp_path / "train.jsonl.gz", "test": tmp_path / "test.jsonl"}
-    assert find_splits(str(tmp_path / "labels.jsonl")) == {"train": tmp_path / "labels.jsonl"}
-
-
-def test_find_splits_refuses(tmp_path: Path) -> None:
-    def refused(path: Path) -> str:
-        with pytest.raises(DataError) as caught:
-            find_splits(path)
-        return str(caught.value)
-
-    assert refused(tmp_path / "no") == f"{tmp_path / 'no'}: no such file or folder; check data.path"
-    tail = "; check data.path"
-    assert refused(tmp_path) == f"{tmp_path}: must hold train.jsonl or train.jsonl.gz (found: nothing)" + tail
-    table = _written(tmp_path, "", "train.csv")
-    assert refused(tmp_path).endswith("(found: train.csv)" + tail)
-    assert refused(table) == f"{table}: must end in .jsonl or .jsonl.gz; convert it to one JSON object a line"
-    for name in ("train.jsonl", "train.jsonl.gz"):
-        _written(tmp_path, "", name)
-    assert refused(tmp_path) == f"{tmp_path}: holds both train.jsonl and train.jsonl.gz; keep one of them"
+def test_whole_numbers_are_names_of_labels(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "aa", "labels": [7, "x", -1]}\n')
+    assert next(read_jsonl(path)).labels == ("7", "x", "-1")

@@ -2,7 +2,7 @@
 
 from haste.data.formats._detect import detect
 from haste.data.formats._input import detect_input
-from haste.data.formats._jsonl import find_splits, read_jsonl, read_objects, write_jsonl
+from haste.data.formats._jsonl import read_jsonl, read_objects, write_jsonl
 from haste.data.formats._write import write
 from haste.data.source import DataError, Record
 
@@ -11,7 +11,6 @@ __all__ = [
     "Record",
     "detect",
     "detect_input",
-    "find_splits",
     "read_jsonl",
     "read_objects",
     "write",

@@ -95,7 +95,9 @@ def join_texts(values: Iterable[str | None]) -> str:
 
 
 def label_list(key: str, value: list[Any]) -> tuple[str, ...]:
-    """A list of names as labels. Raises Malformed."""
+    """A list of names as labels; whole numbers are names too. Raises Malformed."""
+    if any(type(label) is int for label in value):
+        value = [str(label) if type(label) is int else label for label in value]
     for label in value:
         if not isinstance(label, str):
             raise Malformed(f"the value of '{key}' holds {kind_of(label)}, must be a list of strings")

@@ -7,11 +7,9 @@ from typing import Any
 from haste.data.formats._atomic import whole_file
 from haste.data.formats._fields import Fields, join_texts, label_list
 from haste.data.formats._json import json_line, json_objects
-from haste.data.formats._lines import Malformed, at, check_encodable, ignore, kind_of, some
+from haste.data.formats._lines import Malformed, at, check_encodable, ignore, kind_of
 from haste.data.formats._table import Table
-from haste.data.source import SPLITS, DataError, Problem, Record, raise_problem
-
-_SUFFIXES = (".jsonl", ".jsonl.gz")
+from haste.data.source import Problem, Record, raise_problem
 
 
 class JsonlSource(Table):
@@ -44,32 +42,6 @@ def read_jsonl(
 def read_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, JSON object) of every line that is not blank. Raises DataError as read_jsonl does."""
     return json_objects(Path(path), raise_problem)
-
-
-def find_splits(path: str | Path) -> dict[str, Path]:
-    """Files of the train, dev and test documents under `path`; a file by itself is all train.
-
-    path: folder holding train.jsonl[.gz] and perhaps dev.jsonl[.gz] and test.jsonl[.gz], or one such file
-    Raises: DataError if there is no train file, or a split exists twice.
-    """
-    path = Path(path)
-    if path.is_file():
-        if not path.name.endswith(_SUFFIXES):
-            raise DataError(f"{path}: must end in .jsonl or .jsonl.gz; convert it to one JSON object a line")
-        return {"train": path}
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; check data.path")
-    splits = {}
-    for name in SPLITS:
-        found = [path / (name + suffix) for suffix in _SUFFIXES if (path / (name + suffix)).is_file()]
-        if len(found) > 1:
-            raise DataError(f"{path}: holds both {found[0].name} and {found[1].name}; keep one of them")
-        if found:
-            splits[name] = found[0]
-    if "train" not in splits:
-        shown = some(sorted(entry.name for entry in path.iterdir()), "nothing")
-        raise DataError(f"{path}: must hold train.jsonl or train.jsonl.gz (found: {shown}); check data.path")
-    return splits
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
