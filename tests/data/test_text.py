@@ -73,6 +73,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, ngrams: int) -> 
     whole, rows = TfIdf.fit_transform(texts, ngrams=ngrams)
     for chunk in (1, 3, 10):
         monkeypatch.setattr(_words, "CHUNK", chunk)
+        monkeypatch.setattr(_words, "_BLOCK", chunk)
         cut, cut_rows = TfIdf.fit_transform(iter(texts), ngrams=ngrams)
         assert cut.terms == whole.terms
         assert _same(cut_rows, rows)

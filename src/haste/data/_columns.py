@@ -15,7 +15,7 @@ from haste.data.source import DataError
 Files = dict[str, dict[str, Any]]
 """Name of a column's file -> {"dtype", "size", "sha256"}."""
 
-_READ = 1 << 16  # strings decoded together
+_READ = 1 << 10  # strings decoded together
 _BLOCK = 1 << 20  # bytes read together
 _MOST_INT32 = 2**31 - 1
 
@@ -133,7 +133,7 @@ class Strings(Sequence[str]):
             start, stop, step = key.indices(len(self))
             if step != 1:
                 return [self[number] for number in range(start, stop, step)]
-            return list(self._run(start, max(start, stop)))
+            return self._run(start, max(start, stop))
         number = key + len(self) if key < 0 else key
         if not 0 <= number < len(self):
             raise IndexError(f"string {key} of {len(self)}")
@@ -148,15 +148,12 @@ class Strings(Sequence[str]):
         data = self._data
         for start in range(0, len(rows), _READ):
             here = rows[start : start + _READ]
-            for first, end in zip(self._offsets[here].tolist(), self._offsets[here + 1].tolist(), strict=True):
-                yield str(data[first:end], "utf-8")
+            bounds = zip(self._offsets[here].tolist(), self._offsets[here + 1].tolist(), strict=True)
+            yield from [str(data[first:end], "utf-8") for first, end in bounds]
 
-    def _run(self, start: int, stop: int) -> Iterator[str]:
-        if start == stop:
-            return
+    def _run(self, start: int, stop: int) -> list[str]:
         data, bounds = self._data, self._offsets[start : stop + 1].tolist()
-        for first, end in pairwise(bounds):
-            yield str(data[first:end], "utf-8")
+        return [str(data[first:end], "utf-8") for first, end in pairwise(bounds)]
 
 
 def append_rows(columns: Columns, name: str, lengths: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:

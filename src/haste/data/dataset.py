@@ -277,11 +277,11 @@ def _log_same_texts(rows: dict[str, tuple[StoredSplit, np.ndarray | None]], log:
     }
     if "train" not in digests:
         return
-    train = np.unique(digests["train"])
-    repeated = len(digests["train"]) - len(train)
+    train = np.sort(digests["train"])
+    repeated = int((train[1:] == train[:-1]).sum())
     if repeated:
         log(f"train: {repeated:,} documents repeat the text of another one")
     for name, part in digests.items():
-        same = int(np.isin(part, train).sum()) if name != "train" else 0
-        if same:
+        same = int((train[np.minimum(np.searchsorted(train, part), len(train) - 1)] == part).sum())
+        if same and name != "train":
             log(f"{name}: {same:,} of {len(part):,} documents have the text of a training document")

@@ -55,18 +55,15 @@ class TfIdf:
         self.terms, self.idf = terms, idf
         self.ngrams, self.min_df, self.max_features = ngrams, min_df, max_features
 
-        split = [term.split(" ") for term in terms]
-        if any(len(words) > ngrams for words in split):
+        paired = {column: term.split(" ") for column, term in enumerate(terms) if " " in term}
+        if any(len(words) > ngrams for words in paired.values()):
             raise ValueError(f"terms must have at most ngrams ({ngrams}) words")
-        words = sorted(set(itertools.chain.from_iterable(split)))
+        single = [column for column in range(len(terms)) if column not in paired] if paired else range(len(terms))
+        words = sorted({*(terms[column] for column in single), *itertools.chain.from_iterable(paired.values())})
         self._ids = _words.Known(zip(words, range(len(words)), strict=True))
         columns = np.full(len(words), -1, np.int64)
-        pairs = []
-        for column, parts in enumerate(split):
-            if len(parts) == 1:
-                columns[self._ids[parts[0]]] = column
-            else:
-                pairs.append((self._ids[parts[0]] * len(words) + self._ids[parts[1]], column))
+        columns[[self._ids[terms[column]] for column in single]] = single
+        pairs = [(self._ids[a] * len(words) + self._ids[b], column) for column, (a, b) in paired.items()]
         keys = np.array(sorted(pairs), np.int64).reshape(-1, 2)
         # Id or position -1 (unknown) reads the last entry.
         self._word_columns = np.append(columns, -1)
