@@ -200,7 +200,11 @@ class _Chooser:
         """Batches, epochs and what is counted in steps."""
         facts, num = self.facts, self.facts.num_documents
         num -= 0 if facts.has_dev else min(5000, int(num * self._value("data.dev_fraction", 0.05)))
-        batch = self.pick("optim.batch_size", _power_of_two(num / (64 if num < 2000 else 32), 8, 256), f"{num:,} documents to train on")
+        batch = self.pick(
+            "optim.batch_size",
+            _power_of_two(num / (64 if num < 2000 else 32), 8, 256),
+            f"{num:,} documents to train on",
+        )
         if facts.device == "cpu" and batch <= _SMALL_BATCH:
             self.pick("run.threads", 1, f"several would wait for each other over batches of {batch}")
         epochs = 40 if num < 200 else 20 if num < 20_000 else 10 if num < 500_000 else 5
