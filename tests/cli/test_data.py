@@ -166,3 +166,16 @@ def test_convert_stops_at_the_first_problem(tmp_path: Path, capsys: pytest.Captu
     path.write_text("text,labels\na,b\nc\n")
     assert main(["data", "convert", str(path), str(tmp_path / "out"), "--format", "jsonl"]) == 2
     assert f"{path}:3: has 1 fields, the header 2" in capsys.readouterr().err
+
+
+def test_convert_to_the_memory_mapped_form(tickets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "there"
+    assert main(["data", "convert", str(tickets), str(there), "--format", "haste"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(there)]
+    assert main(["data", "check", str(there), "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert (report["format"], report["labels"], report["splits"]["train"]["documents"]) == ("haste", 3, 3)
+    column = next(there.glob("train/texts*"))
+    column.write_bytes(column.read_bytes()[::-1])
+    assert main(["data", "check", str(there)]) == 1
+    assert str(column) in capsys.readouterr().out
