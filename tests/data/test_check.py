@@ -154,6 +154,10 @@ def test_what_leaves_nothing_to_learn_is_a_problem(splits: dict[str, Any], messa
     assert [m for shown in check(Memory(splits)).problems.shown.values() for m in shown] == [message]
 
 
+def test_documents_that_are_all_wrong_are_not_missing_too() -> None:
+    assert check(Memory({"train": [DataError("train.jsonl:1: not valid JSON")]})).problems.total == 1
+
+
 def test_labels_that_seem_to_be_lists() -> None:
     rows = documents(*((f"text {n}", "x;y") for n in range(4)), ("text", "z"))
     assert check(Memory({"train": rows})).unsplit == 4

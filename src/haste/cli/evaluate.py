@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
     if options.json:
         print(json.dumps({options.split: metrics, "propensity": {"a": a, "b": b}}, indent=2))
     else:
-        print(f"{options.run}, {options.split}, in percent")
+        print(f"{options.run}, {options.split}, in percent{', without filter' if options.no_filter else ''}")
         print(table(metrics))
         print(f"PSP and PSnDCG with a {a}, b {b}")
 
