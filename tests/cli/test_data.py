@@ -91,6 +91,18 @@ def test_json_of_equal_documents(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert report["shared"] == [{"first": "train", "second": "test", "documents": 1, "lines": [[2, 2]]}]
 
 
+def test_nothing_is_counted_where_there_is_no_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "empty.csv"
+    path.touch()
+    assert main(["data", "check", str(path)]) == 1
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "texts",
+        "",
+        "1 problem:",
+        f"{path}:1: is empty; its first line must name the columns",
+    ]
+
+
 def test_settings_of_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "export.csv"
     path.write_text("subject,body,topics\nhello,world of x,a/b\nbye,now,b\n")

@@ -23,14 +23,12 @@ def as_text(report: Report) -> str:
         report.path,
         f"{report.format}: {report.reason}",
         what + (f", {report.num_features:,} columns" if report.num_features else ""),
-        "",
-        *_splits(report),
-        "",
-        *_labels(report),
     ]
-    remarks = list(_remarks(report))
-    if remarks:
-        lines += ["", "Worth knowing:", *(f"- {remark}" for remark in remarks)]
+    if any(split.documents for split in report.splits.values()):
+        lines += ["", *_splits(report), "", *_labels(report)]
+        remarks = list(_remarks(report))
+        if remarks:
+            lines += ["", "Worth knowing:", *(f"- {remark}" for remark in remarks)]
     return "\n".join([*lines, "", problems_text(report.problems)])
 
 
