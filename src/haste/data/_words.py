@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-CHUNK = 1 << 20  # words (or documents) handled together: a few arrays of 8 MiB
+CHUNK = 1 << 18  # words (or documents) handled together: a few arrays of 2 MiB
 _MOST_PAIRS = 1 << 25  # pairs counted in one pass: 256 MiB
-_BLOCK = 32  # texts searched together
+_BLOCK = 8  # texts searched together
 _MARK, _MARK_ID = "\0", -2  # stands behind every document while words are searched
 # The words of scikit-learn's r"\b\w\w+\b" in two thirds of its time: a greedy run always ends at a boundary.
 _find_words = re.compile(r"\w\w+|\0").findall

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 
 from haste.data._cache import replace_folder, write_json
 from haste.data._columns import Columns, Files, Strings, append_rows
+from haste.data._words import count_columns
 from haste.data.source import DataError, Record, Source
 
 FORMAT_VERSION = 1
 _PARTS = ("bytes", "offsets")  # of a column of strings
-_TOGETHER = 4096  # documents turned into columns at a time
+_TOGETHER = 1024  # documents turned into columns at a time
 _SAY_EVERY = 10.0  # seconds between two lines about what was read
 
 
@@ -103,12 +104,14 @@ class _Labels:
         self._numbers = _Numbers()
         self.notes: list[str] = []
 
-    def of(self, records: list[Record]) -> Iterator[list[int]]:
-        """Numbers of the labels of every document, sorted, without repeats."""
-        if self._source.num_labels is not None:
-            return (sorted(set(record.labels)) for record in records)
-        number = self._numbers.__getitem__
-        return (sorted(set(map(number, record.labels))) for record in records)
+    def of(self, records: list[Record]) -> tuple[np.ndarray, np.ndarray]:
+        """How many labels every document has, and their numbers, sorted, without repeats."""
+        offsets = np.cumsum([0, *(len(record.labels) for record in records)])
+        labels: Iterator[Any] = chain.from_iterable(record.labels for record in records)
+        if self._source.num_labels is None:
+            labels = map(self._numbers.__getitem__, labels)
+        document, numbers, _ = count_columns(offsets, [np.fromiter(labels, np.int64, int(offsets[-1]))])
+        return np.bincount(document, minlength=len(records)), numbers
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -155,10 +158,9 @@ def _write_split(
     while chunk := list(islice(records, _TOGETHER)):
         columns.append_strings("ids", [record.id for record in chunk])
         _append_input(columns, source, chunk)
-        numbers = list(labels.of(chunk))
-        lengths = np.fromiter(map(len, numbers), np.int64, len(numbers))
+        lengths, numbers = labels.of(chunk)
         columns.append_offsets("labels.offsets", lengths)
-        columns.append("labels.numbers", np.fromiter((x for row in numbers for x in row), np.int32, int(lengths.sum())))
+        columns.append("labels.numbers", numbers.astype(np.int32))
         given = np.fromiter((len(record.labels) for record in chunk), np.int64, len(chunk))
         repeated += int((given - lengths).sum())
         affected += int((given > lengths).sum())
