@@ -328,6 +328,27 @@ def test_reading_jsonl_imports_no_scikit_learn(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
+    code = (
+        "import sys; from haste.config import Data; from haste.data.dataset import load_dataset; "
+        "from haste.data import _words; from haste.train.record import peak_memory; "
+        "_words._MOST_PAIRS = 1 << 20; before = peak_memory(); "
+        "load_dataset(Data(path=sys.argv[1], cache=sys.argv[2], ngrams=2, max_features=5000), seed=0); "
+        "print((peak_memory() - before) >> 20)"
+    )
+    grown = []
+    for size in (30_000, 120_000):
+        generator = np.random.default_rng(0)
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        texts = (" ".join(f"w{x}" for x in generator.integers(0, 300, 60)) for _ in range(size))
+        write_jsonl(folder / "train.jsonl", (Record(str(n), text, (f"l{n % 50}",)) for n, text in enumerate(texts)))
+        command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")]
+        grown.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert grown[1] < grown[0] + 60  # MiB; the pairs of words alone would be 54 more, and the rows 80
+
+
 def _shared_data(name: str) -> Path:
     root = os.environ.get("HASTE_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
     folder = Path(root) / name

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,21 @@ def test_metrics_count_labels_outside_train_as_missed(tiny_config: Callable[...,
     expected = metrics.as_percent(metrics.evaluate(ids, dataset.test.truth, k=5, inverse_propensity=inverse))
     assert found == expected
     assert dataset.test.truth.shape[1] == 31
+
+
+def test_the_filter_is_counted_and_keeps_labels_out(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = tiny_config(optim={"epochs": 8})
+    data = load_dataset(config.data, seed=0)
+    assert data.test is not None
+    true = data.test.truth[:, : data.labels.num_labels].tocsr()
+    lines: list[str] = []
+    run = train(config, dataset=replace(data, test=replace(data.test, filter=true)), log=lines.append)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["filter"] == {"test": true.nnz}
+    assert metrics["test"]["P@5"] == 0  # all that is true is filtered
+    assert metrics["dev"]["P@1"] > 50
+    assert any(line.startswith("test: ") and f"{true.nnz} pairs filtered" in line for line in lines)
+    assert evaluate_run(run)["P@1"] > 50  # its files have no filter
 
 
 def test_a_run_is_evaluated_again_from_its_files(run: Path, tiny_data: Path, tmp_path: Path) -> None:
