@@ -67,13 +67,16 @@ def test_the_filter_is_counted_and_keeps_labels_out(tiny_config: Callable[..., C
     assert data.test is not None
     true = data.test.truth[:, : data.labels.num_labels].tocsr()
     lines: list[str] = []
-    run = train(config, dataset=replace(data, test=replace(data.test, filter=true)), log=lines.append)
+    data = replace(data, test=replace(data.test, filter=true))
+    run = train(config, dataset=data, log=lines.append)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["filter"] == {"test": true.nnz}
     assert metrics["test"]["P@5"] == 0  # all that is true is filtered
     assert metrics["dev"]["P@1"] > 50
     assert any(line.startswith("test: ") and f"{true.nnz} pairs filtered" in line for line in lines)
     assert evaluate_run(run)["P@1"] > 50  # its files have no filter
+    train(config, dataset=data, resume=True, log=lines.append)
+    assert lines[-1] == f"{run} is finished already; nothing to do"
 
 
 def test_a_run_is_evaluated_again_from_its_files(run: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class _Run:
     ) -> None:
         self.config, self.dataset, self.loop, self.folder, self.stop = config, dataset, loop, folder, stop
         self.log, self.place, self.saved_step = log, _Place(), -1
-        self.fingerprint = dataset.digest or _fingerprint(dataset)
+        self.fingerprint = _fingerprint(dataset)
         self.seconds = {"data": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.evaluation_steps = max(1, round(config.run.evaluate_every * loop.steps_per_epoch))
         self.environment = environment(loop.device)
@@ -305,7 +305,9 @@ def _check_data(folder: RunFolder, meta: dict[str, Any], fingerprint: str, path:
 
 
 def _fingerprint(dataset: Dataset) -> str:
-    """Digest of the documents and labels that decide a run, as the model sees them."""
+    """Digest of the documents and labels that decide a run, as the model sees them; known where they were prepared."""
+    if dataset.digest:
+        return dataset.digest
     digest = hashlib.sha256("\0".join(dataset.labels.names).encode())
     for split in (dataset.train, dataset.dev):
         for matrix in (split.features, split.truth) if split is not None else ():
