@@ -2,9 +2,10 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from haste.data.source import Kind, Record
 
 _EXAMPLES = 3  # pairs of equal documents that are kept
 _SEPARATORS = "|;,\t"
+_TOGETHER = 1 << 14  # labels counted together
 
 
 @dataclass(frozen=True)
@@ -76,35 +78,38 @@ class SplitReport:
 
 
 class LabelCounts:
-    """Every label met: a number for each, and its documents in each split."""
+    """Every label met, and its documents in each split; the rest may be asked for when all splits are counted."""
 
     def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self.in_split: dict[str, array[int]] = {}
+        self._in_split: dict[str, Counter[str | int]] = {}
 
-    def counter(self, split: str) -> Callable[[str | int], None]:
-        """Takes the labels, names or numbers, of a split's documents, one at a time."""
-        numbers, counts = self.numbers, self.in_split.setdefault(split, array("q"))
+    def counter(self, split: str) -> Callable[[Iterable[str | int]], None]:
+        """Takes labels, names or numbers, of a split's documents."""
+        return self._in_split.setdefault(split, Counter()).update
 
-        def count(label: str | int) -> None:
-            number = numbers.setdefault(label, len(numbers)) if isinstance(label, str) else label
-            if number >= len(counts):
-                counts.frombytes(bytes(8 * (max(number + 1, 2 * len(counts)) - len(counts))))
-            counts[number] += 1
-
-        return count
+    @cached_property
+    def numbers(self) -> dict[str | int, int]:
+        """The place of every label that was met in what `counts` returns; a label's number is its own place."""
+        met = dict.fromkeys(chain.from_iterable(self._in_split.values()))
+        return {label: label if isinstance(label, int) else place for place, label in enumerate(met)}
 
     def counts(self, *splits: str) -> np.ndarray:
         """Documents of each label in some splits, or in all: int64."""
-        total = np.zeros(max(map(len, self.in_split.values()), default=0), np.int64)
-        for name in splits or self.in_split:
-            counts = np.asarray(self.in_split.get(name, array("q")), np.int64)
-            total[: len(counts)] += counts
+        total = np.zeros(max(self.numbers.values(), default=-1) + 1, np.int64)
+        for name in splits or self._in_split:
+            for label, count in self._in_split.get(name, Counter()).items():
+                total[self.numbers[label]] += count
         return total
 
     def look_alike(self) -> int:
         """Names that are another one but for case and blanks."""
-        return len(self.numbers) - len({" ".join(name.casefold().split()) for name in self.numbers})
+        names = [label for label in self.numbers if isinstance(label, str)]
+        return len(names) - len({" ".join(name.casefold().split()) for name in names})
+
+    def with_separator(self, split: str) -> int:
+        """Pairs of a document and a name that holds what may separate names."""
+        pairs = self._in_split[split].items()
+        return sum(n for name, n in pairs if isinstance(name, str) and any(mark in name for mark in _SEPARATORS))
 
 
 class Tally:
@@ -112,12 +117,13 @@ class Tally:
 
     def __init__(self, name: str, kind: Kind, labels: LabelCounts) -> None:
         self.name, self.kind, self.labels, self.count = name, kind, labels, labels.counter(name)
-        self.documents = self.repeated_labels = self.empty = self.with_separator = self.filter_pairs = 0
+        self.documents = self.repeated_labels = self.empty = self.filter_pairs = 0
+        self._met: list[str | int] = []
         self.per_document: Counter[int] = Counter()
         self.words: Counter[int] = Counter()
         self.characters: Counter[int] = Counter()
         self.features: Counter[int] = Counter()
-        self.contents, self.ids, self.lines = array("Q"), array("Q"), array("I")
+        self.contents, self.ids, self.lines = array("q"), array("q"), array("I")
 
     def add(self, record: Record) -> None:
         """Count one document."""
@@ -125,24 +131,29 @@ class Tally:
         distinct = set(record.labels)
         self.per_document[len(distinct)] += 1
         self.repeated_labels += len(distinct) < len(record.labels)
-        for label in distinct:
-            self.count(label)
-            self.with_separator += isinstance(label, str) and any(mark in label for mark in _SEPARATORS)
-        self.ids.append(_digest(record.id.encode()))
+        self._met += distinct
+        if len(self._met) > _TOGETHER:
+            self.finish()
+        self.ids.append(hash(record.id))
         content = self._measure(record)
         if content:
-            self.contents.append(_digest(content))
+            self.contents.append(hash(content))
             self.lines.append(record.line)
         else:
             self.empty += 1
 
-    def _measure(self, record: Record) -> bytes:
+    def finish(self) -> None:
+        """Count what is still to be counted; call after the last document."""
+        self.count(self._met)
+        self._met.clear()
+
+    def _measure(self, record: Record) -> bytes | str:
         """Count lengths; returns what documents are compared by, nothing for an empty one."""
         if self.kind == "text":
             text = record.text.strip()
             self.words[len(text.split())] += 1
             self.characters[len(record.text)] += 1
-            return text.encode()
+            return text
         if self.kind == "dense":
             assert record.dense is not None
             self.features[int(np.count_nonzero(record.dense))] += 1
@@ -158,7 +169,7 @@ class Tally:
         """What was counted; train: documents of each label in train."""
         counts = self.labels.counts(self.name)
         unseen = counts[(train == 0) & (counts > 0)]
-        ids = np.asarray(self.ids, np.uint64)
+        ids = np.asarray(self.ids, np.int64)
         return SplitReport(
             documents=self.documents,
             labels=int((counts > 0).sum()),
@@ -179,8 +190,8 @@ class Tally:
 
     def shared(self, other: "Tally") -> Same:
         """Documents of another split that are equal to one of this."""
-        mine, first = np.unique(np.asarray(self.contents, np.uint64), return_index=True)
-        theirs = np.asarray(other.contents, np.uint64)
+        mine, first = np.unique(np.asarray(self.contents, np.int64), return_index=True)
+        theirs = np.asarray(other.contents, np.int64)
         if not len(mine):
             return Same()
         place = np.minimum(np.searchsorted(mine, theirs), len(mine) - 1)
@@ -189,12 +200,8 @@ class Tally:
         return Same(len(rows), lines)
 
     def _repeated(self) -> Same:
-        contents = np.asarray(self.contents, np.uint64)
+        contents = np.asarray(self.contents, np.int64)
         distinct, first, place = np.unique(contents, return_index=True, return_inverse=True)
         later = np.flatnonzero(first[place] != np.arange(len(contents)))
         lines = [(self.lines[first[place[row]]], self.lines[row]) for row in later[:_EXAMPLES]]
         return Same(len(contents) - len(distinct), lines)
-
-
-def _digest(content: bytes) -> int:
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")

@@ -106,6 +106,7 @@ def check(source: Source, *, tick: Callable[[str, int], None] = lambda split, do
             tally.add(record)
             if tally.documents % _EVERY == 0:
                 tick(name, tally.documents)
+        tally.finish()
         tally.filter_pairs = sum(1 for _ in _to_the_end(partial(source.filter_pairs, name, problems), problems))
         if not tally.documents and problems.total == before:
             problems(DataError(f"{_first_file(source, name)}: holds no documents; remove the file or fill it"))
@@ -132,7 +133,7 @@ def check(source: Source, *, tick: Callable[[str, int], None] = lambda split, do
         described_unused=described - used,
         label_texts=with_text,
         look_alike=labels.look_alike(),
-        unsplit=0 if several else sum(tally.with_separator for tally in tallies.values()),
+        unsplit=0 if several else sum(map(labels.with_separator, tallies)),
         histogram=_histogram(counts),
         shared={
             (first, second): same
