@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haste.config import Data
-from haste.data import _columns, _words
+from haste.data import _columns, _words, _writer
 from haste.data._cache import cache_folder, digests_of
 from haste.data._columns import Columns, Strings, append_rows, matrix
 from haste.data.dataset import load_dataset
@@ -179,12 +179,12 @@ def test_an_interrupted_one_is_taken_up(tmp_path: Path) -> None:
     source = Memory(tmp_path / "memory", train=RECORDS, dev=later, test=RECORDS)
     source.breaks = "test"
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "made", source, log=quiet)
+        _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
     assert not (tmp_path / "made").exists()
     source.breaks = ""
     source.read.clear()
     lines: list[str] = []
-    write_store(tmp_path / "made", source, log=lines.append)
+    _writer.write_store(tmp_path / "made", source, key="one", log=lines.append)
     assert source.read == ["test"]
     assert lines[:2] == [
         f"{name}: {n} documents were read before the interruption" for name, n in (("train", 4), ("dev", 1))
@@ -200,10 +200,30 @@ def test_what_another_source_left_is_not_used(tmp_path: Path) -> None:
     source = Memory(tmp_path / "one", train=RECORDS, test=RECORDS)
     source.breaks = "test"
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "made", source, log=quiet)
+        _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
     other = Memory(tmp_path / "two", train=RECORDS[2:], test=RECORDS[:1])
-    write_store(tmp_path / "made", other, log=quiet)
+    _writer.write_store(tmp_path / "made", other, key="two", log=quiet)
     assert contents(read_store(tmp_path / "made")) == expected(train=RECORDS[2:], test=RECORDS[:1])
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_killed_while_it_tidies_up_it_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    later = [Record("e", "more", ("w", "y"))]
+    source = Memory(tmp_path / "memory", train=RECORDS, test=later)
+    unlink, calls = Path.unlink, iter(range(100))
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
+    _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
+    assert contents(read_store(tmp_path / "made")) == expected(train=RECORDS, test=later)
+    assert not [path for path in (tmp_path / "made").rglob("*") if path.name.startswith(("new_labels", "key"))]
 
 
 def test_a_folder_in_the_way_stays(tmp_path: Path) -> None:

@@ -48,10 +48,12 @@ def write_store(folder: Path, source: Source, *, key: str, log: Callable[[str], 
         files |= {file: entry for file, entry in done["files"].items() if "/new_labels." not in file}
         notes += done["notes"]
     files |= labels.write(partial)
+    # In this order a process that is killed here leaves what can be taken up.
+    for name in source.splits:
+        (partial / f"{name}.json").unlink()
     for name in source.splits:
         for part in _PARTS:
             (partial / name / f"new_labels.{part}").unlink()
-        (partial / f"{name}.json").unlink()
     (partial / "key.json").unlink()
     manifest = {
         "format_version": FORMAT_VERSION,

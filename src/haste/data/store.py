@@ -9,6 +9,7 @@ label_names.* label_texts.*         of the labels, by number
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,13 +108,13 @@ def open_store(config: Data, *, log: Log) -> Store:
 
 
 def write_store(folder: Path, source: Source, *, log: Log) -> Path:
-    """Convert a data set into a new folder, which `data.path` may name afterwards.
+    """Convert a data set into a new folder, which `data.path` may name afterwards; an interrupted one starts anew.
 
     Raises: DataError if the source is malformed; ValueError if the folder is in the way.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} must be new or empty; choose another folder, or remove it first")
-    _writer.write_store(folder, source, key=str(source.path.resolve()), log=log)
+    _writer.write_store(folder, source, key=secrets.token_hex(), log=log)
     return folder
 
 
