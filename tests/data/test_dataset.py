@@ -180,10 +180,10 @@ def test_a_split_in_the_terms_and_labels_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     model, _ = _load(_written(tmp_path / "a", train=TRAIN, test=TEST), dev_fraction=0)
     other = Data(path=str(_written(tmp_path / "b", train=TRAIN, test=_records(("blue zebra fish", "new c yy a new")))))
-    split = split_for(other, "test", model.labels, model.vectorizer, seed=0)
+    split = split_for(other, "test", model.labels, model.vectorizer, inputs="text", seed=0)
     with pytest.raises(DataError, match="there is no dev split; found train, test"):
-        split_for(other, "dev", model.labels, model.vectorizer, seed=0)
-    drawn = split_for(replace(other, dev_fraction=0.4), "dev", model.labels, model.vectorizer, seed=0)
+        split_for(other, "dev", model.labels, model.vectorizer, inputs="text", seed=0)
+    drawn = split_for(replace(other, dev_fraction=0.4), "dev", model.labels, model.vectorizer, inputs="text", seed=0)
     theirs, _ = _load(tmp_path / "b", dev_fraction=0.4)
     assert theirs.dev is not None
     assert list(drawn.ids) == list(theirs.dev.ids)
@@ -195,7 +195,9 @@ def test_a_split_in_the_terms_and_labels_of_a_model(tmp_path: Path) -> None:
     assert model.labels.names == ["a", "b", "c", "yy", "zz"]
     assert split.num_labels == 3
     assert split.truth.toarray().tolist() == [[1, 0, 1, 1, 0, 1]]  # "new" gets a column of its own
-    again = split_for(other, "test", model.labels, model.vectorizer, seed=0)
+    with pytest.raises(DataError, match="holds texts; the model reads dense features, as it was trained on"):
+        split_for(other, "test", model.labels, None, inputs="dense", seed=0)
+    again = split_for(other, "test", model.labels, model.vectorizer, inputs="text", seed=0)
     assert (again.features != split.features).nnz == 0
 
 

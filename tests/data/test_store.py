@@ -179,12 +179,12 @@ def test_an_interrupted_one_is_taken_up(tmp_path: Path) -> None:
     source = Memory(tmp_path / "memory", train=RECORDS, dev=later, test=RECORDS)
     source.breaks = "test"
     with pytest.raises(KeyboardInterrupt):
-        _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
+        _writer.write_store(tmp_path / "made", tmp_path / "made.partial", source, key="one", log=quiet)
     assert not (tmp_path / "made").exists()
     source.breaks = ""
     source.read.clear()
     lines: list[str] = []
-    _writer.write_store(tmp_path / "made", source, key="one", log=lines.append)
+    _writer.write_store(tmp_path / "made", tmp_path / "made.partial", source, key="one", log=lines.append)
     assert source.read == ["test"]
     assert lines[:2] == [
         f"{name}: {n} documents were read before the interruption" for name, n in (("train", 4), ("dev", 1))
@@ -200,9 +200,9 @@ def test_what_another_source_left_is_not_used(tmp_path: Path) -> None:
     source = Memory(tmp_path / "one", train=RECORDS, test=RECORDS)
     source.breaks = "test"
     with pytest.raises(KeyboardInterrupt):
-        _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
+        _writer.write_store(tmp_path / "made", tmp_path / "made.partial", source, key="one", log=quiet)
     other = Memory(tmp_path / "two", train=RECORDS[2:], test=RECORDS[:1])
-    _writer.write_store(tmp_path / "made", other, key="two", log=quiet)
+    _writer.write_store(tmp_path / "made", tmp_path / "made.partial", other, key="two", log=quiet)
     assert contents(read_store(tmp_path / "made")) == expected(train=RECORDS[2:], test=RECORDS[:1])
 
 
@@ -220,8 +220,8 @@ def test_killed_while_it_tidies_up_it_is_taken_up(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
-    _writer.write_store(tmp_path / "made", source, key="one", log=quiet)
+            _writer.write_store(tmp_path / "made", tmp_path / "made.partial", source, key="one", log=quiet)
+    _writer.write_store(tmp_path / "made", tmp_path / "made.partial", source, key="one", log=quiet)
     assert contents(read_store(tmp_path / "made")) == expected(train=RECORDS, test=later)
     assert not [path for path in (tmp_path / "made").rglob("*") if path.name.startswith(("new_labels", "key"))]
 
@@ -232,6 +232,26 @@ def test_a_folder_in_the_way_stays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"made must be new or empty; choose another folder"):
         write_store(tmp_path / "made", Memory(tmp_path, train=RECORDS), log=quiet)
     assert (tmp_path / "made" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_named_partial_stays(tmp_path: Path) -> None:
+    (tmp_path / "made.partial").mkdir()
+    (tmp_path / "made.partial" / "thesis.txt").write_text("mine")
+    write_store(tmp_path / "made", Memory(tmp_path, train=RECORDS), log=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "made.partial"]
+    assert (tmp_path / "made.partial" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["vectorizer.npz", "vectorizer.json", "manifest.json"])
+def test_a_damaged_vocabulary_is_made_again(tmp_path: Path, name: str) -> None:
+    config = jsonl(tmp_path / "data", train=RECORDS * 3)
+    terms = load_dataset(config, seed=0, log=quiet).vectorizer
+    file = next((tmp_path / "cache" / "features").rglob(name))
+    file.write_text("[]")
+    again = load_dataset(config, seed=0, log=quiet).vectorizer
+    assert terms is not None
+    assert again is not None
+    assert again.terms == terms.terms
 
 
 def test_a_malformed_source_leaves_nothing(tmp_path: Path) -> None:

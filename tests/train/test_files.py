@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +42,19 @@ def test_kept_rows_stay_byte_for_byte_and_a_cut_line_goes(tmp_path: Path) -> Non
     assert (tmp_path / "x.jsonl").read_text().splitlines() == before[:3]
     history.append({"step": 3, "loss": 1.0})
     assert (tmp_path / "x.jsonl").read_text().splitlines() == before
+
+
+def test_lines_go_where_a_link_or_a_pipe_leads(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_lines(link, ["a", "b"])
+    assert link.is_symlink()
+    assert target.read_text() == "a\nb\n"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_lines(pipe, ["c"])
+    assert os.read(reader, 10) == b"c\n"
+    os.close(reader)
+    assert pipe.is_fifo()

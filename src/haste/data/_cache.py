@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def digests_of(files: Iterable[Path], cache: Path) -> dict[str, str]:
         path, state = str(file.resolve()), file.stat()
         mark = [state.st_size, state.st_mtime_ns, state.st_ino]
         entry = known.get(path)
-        if not entry or entry[:-1] != mark:
+        if not isinstance(entry, list) or entry[:-1] != mark:
             entry = known[path] = [*mark, file_digest(file)]
             remember(book, {path: entry})
         found[path] = entry[-1]
@@ -67,7 +68,7 @@ def remember(book: Path, entries: dict[str, Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by JSON in one step, flushed to the disk."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with open(partial, "w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, ensure_ascii=False)
         stream.flush()

@@ -23,12 +23,12 @@ _TOGETHER = 1024  # documents turned into columns at a time
 _SAY_EVERY = 10.0  # seconds between two lines about what was read
 
 
-def write_store(folder: Path, source: Source, *, key: str, log: Callable[[str], None]) -> None:
+def write_store(folder: Path, partial: Path, source: Source, *, key: str, log: Callable[[str], None]) -> None:
     """Make `folder`, complete or not at all.
 
-    key: of the source; what an interrupted call with the same key has left is used
+    partial: where it grows; anything else there is removed
+    key: of the source; what an interrupted call with the same key has left in `partial` is used
     """
-    partial = folder.with_name(folder.name + ".partial")
     if _read(partial / "key.json") != key:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -63,7 +63,7 @@ def write_store(folder: Path, source: Source, *, key: str, log: Callable[[str], 
         "kind": source.kind,
         "num_features": source.num_features,
         "splits": list(source.splits),
-        "content": _content(files),
+        "content": content_digest(files),
         "notes": [*notes, *labels.notes],
         "files": files,
     }
@@ -79,7 +79,8 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _content(files: Files) -> str:
+def content_digest(files: Files) -> str:
+    """Digest of what the columns hold."""
     return hashlib.sha256(json.dumps([[name, files[name]["sha256"]] for name in sorted(files)]).encode()).hexdigest()
 
 

@@ -192,16 +192,22 @@ def split_for(
     labels: Labels,
     vectorizer: TfIdf | None,
     *,
+    inputs: Kind,
     seed: int,
     log: Callable[[str], None] = _logger.info,
 ) -> Split:
     """A split of the data at config.path in the terms and labels of a model.
 
+    inputs: what the model reads
     Labels that the model does not know are true all the same, and no prediction hits them. Without a dev file, dev
     is what `load_dataset` would draw with this seed.
     Raises: DataError if there is no such split.
     """
     store = open_store(config, log=log)
+    if store.kind != inputs:
+        what = {"text": "texts", "sparse": "sparse features", "dense": "dense features"}
+        found, wanted = what[store.kind], what[inputs]
+        raise DataError(f"{config.path}: holds {found}; the model reads {wanted}, as it was trained on")
     source, chosen = name, None
     if name == "dev" and name not in store.splits:
         source, chosen = "train", draw_dev(len(store.splits["train"]), config.dev_fraction, seed)

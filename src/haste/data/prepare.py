@@ -6,6 +6,7 @@ the folder is named after a digest of the three.
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from scipy.sparse import csr_matrix
 
 from haste.config import Data
 from haste.data._cache import cache_folder, locked, replace_folder, write_json
-from haste.data._columns import Columns, Files, append_rows, column, matrix, verify
+from haste.data._columns import Columns, Files, append_rows, column, file_digest, matrix, verify
 from haste.data.source import SPLITS, DataError
 from haste.data.store import Log, Rows, Store, StoredSplit
 from haste.data.text import TfIdf
@@ -143,7 +144,7 @@ def _intact(folder: Path, log: Log) -> bool:
         verify(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"])
     except OSError:
         return False
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         log(f"{error} (it is made again now)")
         return False
     return True
@@ -187,6 +188,7 @@ def _write(
                 except ValueError as error:
                     raise DataError(f"{config.path}: {error}") from None
                 vectorizer.save(folder)
+                files |= {name: _entry(folder / name) for name in ("vectorizer.json", "vectorizer.npz")}
             else:
                 parts = vectorizer.parts(texts)
             for lengths, indices, values in parts:
@@ -198,6 +200,12 @@ def _write(
             _append_features(columns, part.features, chosen)
         files |= {f"{name}/{file}": entry for file, entry in columns.finish().items()}
     write_json(folder / "manifest.json", {"format_version": _FORMAT_VERSION, "files": files})
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+    return {"dtype": "|u1", "size": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _label_order(store: Store, train: StoredSplit, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

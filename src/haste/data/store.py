@@ -102,7 +102,7 @@ def open_store(config: Data, *, log: Log) -> Store:
         book, place = cache / "documents" / "places.json", str(source.path.resolve())
         if remembered(book).get(place, key) != key:
             log(f"{source.path}: its files or their settings are not those of the last time; reading them again")
-        _writer.write_store(folder, source, key=key, log=log)
+        _writer.write_store(folder, folder.with_name(folder.name + ".partial"), source, key=key, log=log)
         remember(book, {place: key})
         return read_store(folder, check=False)
 
@@ -114,7 +114,12 @@ def write_store(folder: Path, source: Source, *, log: Log) -> Path:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} must be new or empty; choose another folder, or remove it first")
-    _writer.write_store(folder, source, key=secrets.token_hex(), log=log)
+    folder, key = folder.resolve(), secrets.token_hex(4)
+    partial = folder.with_name(f".{folder.name}.{key}.partial")
+    try:
+        _writer.write_store(folder, partial, source, key=key, log=log)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -147,7 +152,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        if version == _writer.FORMAT_VERSION and manifest["digest"] == _writer.manifest_digest(manifest):
+        content = _writer.content_digest(manifest["files"])
+        if version == _writer.FORMAT_VERSION and (manifest["digest"], manifest["content"]) == (
+            _writer.manifest_digest(manifest),
+            content,
+        ):
             return dict(manifest)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is this a converted data set?") from None

@@ -208,8 +208,10 @@ def read_split(trained: TrainedModel, split: str, path: str | None = None) -> Sp
     """
     data = trained.config.data
     if path is not None:
-        data = replace(data, path=path, dev=None, test=None)
-    found = split_for(data, split, trained.labels, trained.vectorizer, seed=trained.config.run.seed)
+        # The folder of a model may come from elsewhere: where files are written is not for it to say.
+        data = replace(data, path=path, dev=None, test=None, cache=None)
+    seed = trained.config.run.seed
+    found = split_for(data, split, trained.labels, trained.vectorizer, inputs=trained.inputs, seed=seed)
     _check_width(found, trained, data.path)
     return found
 

@@ -24,6 +24,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Stream lines into a file that appears under its name only when complete."""
+    if path.exists() and not path.is_file():  # a pipe, the screen
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        return
+    path = path.resolve()
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

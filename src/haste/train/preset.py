@@ -146,8 +146,10 @@ class _Chooser:
         if kind == "features":
             why = "numbers of their own scale" if few_inputs else "embeddings differ in direction"
             self.pick("encoder.normalize", not few_inputs, f"{self.num_inputs} {why}")
-        dropout = 0.2 if kind == "features" else 0.5
-        self.pick("encoder.dropout", dropout, f"documents are {_KINDS[facts.kind]}")
+        dropout, why = 0.2 if kind == "features" else 0.5, f"documents are {_KINDS[facts.kind]}"
+        if facts.num_documents >= 100_000 and (facts.words_per_document or 100.0) < 20:
+            dropout, why = 0.0, f"{facts.num_documents:,} texts of few words are not learned by heart"
+        self.pick("encoder.dropout", dropout, why)
         if facts.num_documents < 2000 and self._value("optim.output.name", "sgd") == "sgd":
             rate = 0.2 if facts.num_documents < 200 else 0.1
             self.pick("optim.output.lr", rate, f"labels of {facts.num_documents:,} documents are seen rarely")
@@ -248,7 +250,10 @@ def free_memory() -> int:
             free = int(line.split()[1]) * 1024
     for limit, used in _CONTAINER:
         try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            # What the kernel holds of files counts as used, and is given up when memory is asked for.
+            stat = dict(line.split() for line in Path(used).with_name("memory.stat").read_text().splitlines())
+            of_files = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()) + of_files)
         except (OSError, ValueError):  # no such limit
             continue
     return max(free, 0)

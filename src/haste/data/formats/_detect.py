@@ -21,6 +21,8 @@ def detect(config: Data) -> Source:
     if config.format == "haste" or (config.format == "auto" and (path / _STORE_MANIFEST).is_file()):
         from haste.data.store import StoreSource  # what is converted needs no reader of this package
 
+        if config.dev or config.test:
+            raise DataError(f"{path}: is a converted data set with all of its splits; leave data.dev and data.test out")
         return StoreSource(path)
     dev, test = (
         Path(expand_path(value, f"data.{name}")) if value else None
