@@ -64,7 +64,7 @@ def write_store(folder: Path, partial: Path, source: Source, *, key: str, log: C
         "num_features": source.num_features,
         "splits": list(source.splits),
         "content": content_digest(files),
-        "notes": [*notes, *labels.notes],
+        "notes": notes,
         "files": files,
     }
     write_json(partial / "dataset.json", {**manifest, "digest": manifest_digest(manifest)})
@@ -105,7 +105,6 @@ class _Labels:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._numbers = _Numbers()
-        self.notes: list[str] = []
 
     def of(self, records: list[Record]) -> tuple[np.ndarray, np.ndarray]:
         """How many labels every document has, and their numbers, sorted, without repeats."""

@@ -1,6 +1,7 @@
 """What the formats whose labels have numbers share: lists of label names, and filter files."""
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,9 +45,9 @@ class Numbered(Source):
             return iter(())
         return _read_pairs(path, self._num_rows(split), self.num_labels, problem)
 
+    @abstractmethod
     def _num_rows(self, split: str) -> int:
         """Documents of a split."""
-        raise NotImplementedError
 
 
 def _filter_file(files: Files, split: str) -> Path | None:
