@@ -8,8 +8,8 @@ from torch import Tensor
 
 from haste import optim
 from haste.nn import FanInLinear
+from haste.ops import _rewire as links
 from haste.ops import reference
-from haste.ops import rewire as links
 from haste.rewire import Schedule
 from haste.topology import check_indices
 from layer_cases import batch_of, linear, padding

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haste.ops import rewire as links
+from haste.ops import _rewire as links
 
 REGROW = ("random", "gradient")
 SCOPES = ("group", "global")

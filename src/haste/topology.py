@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haste.ops import random
-from haste.ops.rewire import random_keys
+from haste.ops import _random as random
+from haste.ops._rewire import random_keys
 
 if TYPE_CHECKING:
     import scipy.sparse

@@ -145,7 +145,7 @@ def test_a_failure_half_way_makes_the_layer_unusable(error: type, monkeypatch: p
 
 def test_a_rewiring_that_fails_half_way_makes_the_layer_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = _ready()
-    monkeypatch.setattr("haste.ops.rewire.replace_links", lambda *_, **__: (_ for _ in ()).throw(_Interrupted()))
+    monkeypatch.setattr("haste.ops._rewire.replace_links", lambda *_, **__: (_ for _ in ()).throw(_Interrupted()))
     with pytest.raises(_Interrupted):
         layer.rewire(0.5, step=1)
     with pytest.raises(RuntimeError, match="a step or rewiring failed half-way"):

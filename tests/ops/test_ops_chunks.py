@@ -9,7 +9,7 @@ from torch import Tensor
 
 from haste import ops
 from haste.ops import _chunks
-from haste.ops import rewire as links
+from haste.ops import _rewire as links
 from layer_cases import LAYOUTS, Operands, leaf, operands
 
 BUDGETS = (1, 700, 2500, 1 << 21)  # elements: one group a chunk, a few, all

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from haste.ops import random, reference
+from haste.ops import _random as random
+from haste.ops import reference
 
 CPU = torch.device("cpu")
 WHERE = {"seed": 0x123456789ABCDEF0, "step": 77, "layer": 3, "stream": random.SECOND_MOMENT}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from haste import ops, topology
 from haste.ops._losses import check_loss
-from haste.ops.step import check_positives
+from haste.ops._step import check_positives
 from haste.optim._rule import Role, RuleOptimizer
 from haste.rewire import check_settings, rewire_links
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from haste import ops
 from haste.nn.linear import FanInLinear, Positives
-from haste.ops.step import check_finite, check_positives
+from haste.ops._step import check_finite, check_positives
 from haste.optim._rule import RuleOptimizer
 
 PRIVATE_FEATURES = ("none", "slice", "projection")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from haste.ops.random import round_stochastically
+from haste.ops._random import round_stochastically
 
 
 def _inputs(features: Tensor, indices: Tensor | None, group: int) -> Tensor:
@@ -107,7 +107,7 @@ def apply_rule(
     lr: float,
     step: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the new weight and state of `haste.ops.update.apply_rule`, written as the formulas are."""
+    """Return the new weight and state of `haste.ops._update.apply_rule`, written as the formulas are."""
     if rule == "sgd":
         momentum, weight_decay = hyper
         m = grad + weight_decay * weight
@@ -236,7 +236,7 @@ def topk(
     exclude_offsets: Tensor | None,
     exclude_rows: Tensor | None,
 ) -> Tensor:
-    from haste.ops.topk import pack_keys
+    from haste.ops._topk import pack_keys
 
     scores = fan_in(features, weight, bias, indices, num_labels).float()
     if scores.isnan().any():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haste.ops.update import update
+from haste.ops._update import update
 
 
 @dataclass(frozen=True, kw_only=True)

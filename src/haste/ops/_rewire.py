@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from haste.ops import random
+from haste.ops import _random as random
 from haste.ops._chunks import Chunk, SortedPositives, chunks
+from haste.ops._fan_in import transpose_features
 from haste.ops._library import define
 from haste.ops._losses import loss_and_gradient
-from haste.ops.fan_in import transpose_features
 
 _ELEMENTS = {"cpu": 1 << 21}  # of the temporaries of one run of groups
 _REGROWN = 1 << 31  # set in the step of regrown weights, whose numbers then differ from that step's rounding bits

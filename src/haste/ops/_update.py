@@ -5,7 +5,7 @@
             w -= lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)                        (torch.optim.AdamW)
 
 Arithmetic is float32. Weights and moments stored as bfloat16 are written with stochastic rounding on the bits of
-`haste.ops.random`, one stream a tensor.
+`haste.ops._random`, one stream a tensor.
 """
 
 import math
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from haste.ops import random
+from haste.ops import _random as random
 from haste.ops._library import define
 
 RULES = {"sgd": 2, "adamw": 4}  # name -> number of hyperparameters

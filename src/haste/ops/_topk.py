@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from haste.ops._chunks import SortedPositives, chunks, groups_per_chunk
+from haste.ops._fan_in import check_operands, transpose_features
 from haste.ops._library import define, log_choice
-from haste.ops.fan_in import check_operands, transpose_features
 
 _LABEL_MASK = 2**31 - 1
 
@@ -111,7 +111,7 @@ def topk(
     """Return the keys of the k best labels of every row, best first.
 
     Args:
-        features, weight, bias, indices, num_labels: as `haste.ops.fan_in.fan_in`.
+        features, weight, bias, indices, num_labels: as `haste.ops.fan_in`.
         k: labels to return; more than num_labels are filled up.
         exclude: CSR (offsets (B + 1,), rows) of layer rows that may not be returned.
         row_labels: (num_labels,) label of every layer row; default the row itself.

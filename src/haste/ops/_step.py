@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from haste.ops._chunks import Chunk, SortedPositives, chunks, groups_per_chunk
+from haste.ops._fan_in import check_operands, transpose_features, untranspose
 from haste.ops._library import define, log_choice
 from haste.ops._losses import check_loss, loss_and_gradient
-from haste.ops.fan_in import check_operands, transpose_features, untranspose
-from haste.ops.random import signed
-from haste.ops.update import check_rule, update_tile
+from haste.ops._random import signed
+from haste.ops._update import check_rule, update_tile
 
 Positives = tuple[Tensor, Tensor]
 
@@ -292,7 +292,7 @@ def step(
     Args:
         features, weight, bias, indices, positives, num_labels, loss: as `loss`.
         lr, step: learning rate and number of this step (from 1), 0-dim tensors.
-        rule, hyper, weight_state, seed, layer, first_row: as `haste.ops.update.update`; first_row is a multiple of
+        rule, hyper, weight_state, seed, layer, first_row: as `haste.ops.update`; first_row is a multiple of
             the group size.
         bias_hyper, bias_lr, bias_state: the same for the bias; default those of the weight.
         scale: factor on loss and gradients (1 / batch for a mean).
