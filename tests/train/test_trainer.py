@@ -42,6 +42,7 @@ def rows(folder: Path, *, without_times: bool = False) -> list[dict[str, Any]]:
     for line in lines:
         if without_times:
             del line["seconds"]
+            line.pop("step_ms", None)
     return lines
 
 
@@ -87,7 +88,7 @@ def test_a_run_leaves_exactly_its_folder(tiny_config: Callable[..., Config], tmp
     assert list(dev) == [8, 16, 24, 32]
     best = max(dev, key=lambda step: (dev[step]["nDCG@5"], -step))
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics.keys() == {"dev", "test", "step", "propensity"}
+    assert metrics.keys() == {"dev", "test", "step", "propensity", "by_decile"}
     assert metrics["step"] == best
     assert metrics["dev"]["nDCG@5"] == dev[best]["nDCG@5"] > 30
     assert metrics["propensity"] == {"a": 0.55, "b": 1.5}

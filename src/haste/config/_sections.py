@@ -213,6 +213,7 @@ class Run(Checked):
     evaluate_every: epochs between evaluations on dev
     patience: stop after this many evaluations without a better dev nDCG@5 (0 = never)
     checkpoint_every: steps between checkpoints besides those at evaluations (0 = none)
+    diagnostics_every: steps between measurements of the output layer, in metrics.jsonl (0 = none)
     deterministic: on a GPU, bitwise the same result each time, at some cost in speed
     """
 
@@ -224,6 +225,7 @@ class Run(Checked):
     evaluate_every: float = 1.0
     patience: int = 0
     checkpoint_every: int = 0
+    diagnostics_every: int = 200
     deterministic: bool = False
 
     def _check(self) -> None:
@@ -233,4 +235,4 @@ class Run(Checked):
         require(known is not None, "run.device", self.device, "be auto, cpu, cuda or cuda:N")
         self._at_least(1, "threads")
         require(self.evaluate_every > 0, "run.evaluate_every", self.evaluate_every, "be more than 0 epochs")
-        self._at_least(0, "patience", "checkpoint_every")
+        self._at_least(0, "patience", "checkpoint_every", "diagnostics_every")

@@ -62,6 +62,8 @@ class HeadTail(nn.Module):
             raise ValueError(f"in_features ({in_features}) must be even for private_features: slice")
         self.in_features, self.num_labels, self.num_head_labels = in_features, num_labels, num_head_labels
         self.private_features, self.dropout = private_features, dropout
+        # A dictionary here takes, in the next backward pass, the norm of the gradient that head and tail send back.
+        self.gradient_norms: dict[str, Tensor] | None = None
         width = in_features // 2 if private_features == "slice" else in_features
         self.head_projection = self.tail_projection = None
         if private_features == "projection":
@@ -188,6 +190,11 @@ class HeadTail(nn.Module):
         positives: Positives,
         of_layer: Callable[[FanInLinear, Tensor, Positives], Tensor],
     ) -> Tensor:
+        if self.gradient_norms is not None:
+            features = (
+                _watched(features[0], "head", self.gradient_norms),
+                _watched(features[1], "tail", self.gradient_norms),
+            )
         split = self.split_labels(positives, len(features[0]))
         parts = zip((self.head, self.tail), features, split, strict=True)
         values = [of_layer(layer, x, p) for layer, x, p in parts if layer is not None]
@@ -239,6 +246,18 @@ class HeadTail(nn.Module):
             seed=seed,
             step=step,
         )
+
+
+def _watched(features: Tensor, name: str, norms: dict[str, Tensor]) -> Tensor:
+    """The same features; their gradient's norm, mean over the documents, goes to norms[name]."""
+
+    def note(gradient: Tensor) -> None:
+        norms[name] = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32).mean()
+
+    view = features.view_as(features)
+    if view.requires_grad:
+        view.register_hook(note)
+    return view
 
 
 def _set_loaded_order(module: HeadTail, _: object) -> None:

@@ -16,6 +16,7 @@ from haste import metrics
 from haste.data.dataset import Documents, Labels, Positives, Split, split_for
 from haste.data.source import DataError, Record
 from haste.nn import Model
+from haste.train.diagnostics import deciles
 from haste.train.model_folder import TrainedModel, load_model
 
 K = 5
@@ -103,11 +104,32 @@ def score_ranking(
     propensity: tuple[float, float] = PROPENSITY,
 ) -> dict[str, float]:
     """Metrics in percent of ranked label ids (N, at least 5) against the truth (N, all labels)."""
-    counts = np.zeros(truth.shape[1], dtype=np.int64)
-    counts[: labels.num_labels] = labels.counts
+    counts = _all_counts(truth, labels)
     inverse = metrics.inverse_propensity(counts, num_points, *propensity)
     result = metrics.evaluate(ids, truth, k=K, inverse_propensity=inverse)
     return {name: float(value) for name, value in metrics.as_percent(result).items()}
+
+
+def score_deciles(ids: np.ndarray, truth: csr_matrix, labels: Labels) -> dict[str, list[float]]:
+    """How labels of each frequency fare, in ten sets of equally many labels, the most frequent first.
+
+    Args:
+        ids, truth, labels: as `score_ranking`.
+
+    Returns:
+        P@k for k in 1, 3, 5: ten contributions in percent that sum to it; positives: true labels a document, of each.
+    """
+    counts = _all_counts(truth, labels)
+    found = 100 * metrics.per_decile(ids, truth, counts, k=K)
+    positives = np.bincount(deciles(counts)[truth.indices], minlength=10) / truth.shape[0]
+    return {**{f"P@{k}": found[:, k - 1].tolist() for k in (1, 3, 5)}, "positives": positives.tolist()}
+
+
+def _all_counts(truth: csr_matrix, labels: Labels) -> np.ndarray:
+    """Training documents of every label that has a name, 0 for those unseen in training."""
+    counts = np.zeros(truth.shape[1], dtype=np.int64)
+    counts[: labels.num_labels] = labels.counts
+    return counts
 
 
 def evaluate_run(

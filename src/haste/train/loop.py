@@ -17,7 +17,9 @@ from haste.config import Config
 from haste.data.dataset import Dataset, Documents
 from haste.nn import build_model, initialize_output
 from haste.rewire import Schedule
+from haste.train.diagnostics import Diagnostics
 from haste.train.evaluate import Positives, batch_of
+from haste.train.timing import StepTimes
 
 _ORDER, _STEP = 1, 2  # streams of random numbers
 
@@ -67,6 +69,8 @@ class Loop:
         self.sparse = tail is not None and tail.indices is not None
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.documents, self._last_loss = 0, 0.0
+        self.times = StepTimes(device)
+        self.diagnostics = Diagnostics(self.model.output, dataset.labels.counts, seed)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def initialize(self, dataset: Dataset) -> None:
@@ -91,25 +95,35 @@ class Loop:
     def step(self, step: int) -> dict[str, float]:
         """Train on the batch that follows `step` completed steps; returns rewiring statistics, if due."""
         torch.manual_seed(_seed(self.config.run.seed, _STEP, step))
-        rows = self.rows(step)
-        documents, positives = batch_of(self.train, rows, self.device)
+        part = self.times.part
+        with part("data"):
+            rows = self.rows(step)
+            documents, positives = batch_of(self.train, rows, self.device)
         model, update = self.model, self.optimizers["output"]
         model.train()
-        features = model.encoder(documents)
-        if self.config.optim.output.fused:
-            loss = model.output.step(features, positives, update)
-        else:
-            loss = model.output.loss(features, positives)
+        with part("encoder_forward"):
+            features = model.encoder(documents)
+        with part("output"):
+            if self.config.optim.output.fused:
+                loss = model.output.step(features, positives, update)
+            else:
+                loss = model.output.loss(features, positives)
         if loss.requires_grad:
-            loss.backward()
-        for name, optimizer in self.optimizers.items():
-            optimizer.step()  # after a fused pass the output layer has no gradients and this does nothing
-            optimizer.zero_grad(set_to_none=True)
-            self.schedules[name].step()
+            with part("encoder_backward"):  # without a fused pass the output layer's too
+                loss.backward()
+        with part("optimizer"):
+            for name, optimizer in self.optimizers.items():
+                optimizer.step()  # after a fused pass the output layer has no gradients and this does nothing
+                optimizer.zero_grad(set_to_none=True)
+                self.schedules[name].step()
         self.loss_sum += loss.detach()
         self.documents += len(rows)
+        self.times.end_step()
         fraction = self.rewire_schedule.fraction_at(step + 1) if self.sparse else 0.0
-        return self._rewire(fraction, documents, positives, step + 1) if fraction > 0 else {}
+        if fraction <= 0:
+            return {}
+        with part("rewire"):
+            return self._rewire(fraction, documents, positives, step + 1)
 
     def _rewire(self, fraction: float, documents: Documents, positives: Positives, step: int) -> dict[str, float]:
         settings, batch = self.config.rewire, None

@@ -16,7 +16,7 @@ from haste.config import Config
 from haste.data.dataset import Dataset, load_dataset
 from haste.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 from haste.train.device import compute_settings
-from haste.train.evaluate import PROPENSITY, evaluate_split
+from haste.train.evaluate import PROPENSITY, K, predict_topk, score_deciles, score_ranking
 from haste.train.files import write_json
 from haste.train.loop import Loop
 from haste.train.model_folder import TrainedModel, save_model
@@ -103,6 +103,8 @@ class _Run:
         self.fingerprint = _fingerprint(dataset)
         self.seconds = {"data": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.evaluation_steps = max(1, round(config.run.evaluate_every * loop.steps_per_epoch))
+        self.step_seconds: dict[str, float] = {}
+        self.timed_steps = 0
         self.environment = environment(loop.device)
         self.record: dict[str, Any] = {}
 
@@ -129,6 +131,8 @@ class _Run:
             self.record = json.loads(self.folder.record.read_text(encoding="utf-8"))
             for phase, seconds in self.record["seconds"].items():
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+            self.step_seconds = dict(self.record.get("step_seconds", {}))
+            self.timed_steps = self.record.get("timed_steps", 0)
 
     def go(self) -> None:
         """Train to the end, or to a request to stop."""
@@ -161,6 +165,9 @@ class _Run:
             if place.step == loop.total_steps:
                 return
             self.stop.check()
+            diagnose = run.diagnostics_every and (place.step + 1) % run.diagnostics_every == 0
+            if diagnose:
+                loop.diagnostics.watch()
             started = time.perf_counter()
             statistics = loop.step(place.step)
             place.step += 1
@@ -168,19 +175,23 @@ class _Run:
                 self._note("rewire", statistics)
             if place.step % _WINDOW == 0 or place.step == loop.total_steps:
                 rates = {f"lr_{name}": float(schedule.get_last_lr()[0]) for name, schedule in loop.schedules.items()}
-                self._note("train", {"loss": loop.window_loss(), **rates})
+                self._note("train", {"loss": loop.window_loss(), **rates, "step_ms": self._step_times()})
                 loop.empty_window()
             seconds = time.perf_counter() - started
             self.seconds["train"] += seconds
             size = min(self.config.optim.batch_size, len(self.dataset.train))
             progress.step(place.step, loss=loop.window_loss, documents=size, seconds=seconds)
+            if diagnose:
+                with self._timed("evaluate"):
+                    measured = loop.diagnostics.collect()
+                self._note("diagnostics", measured)
 
     def _evaluate(self, progress: Progress) -> None:
         """Evaluate on dev where there is one, note what is best, and keep checkpoints."""
         self.loop.window_loss()
         place, names = self.place, ["last"]
         if self.dataset.dev is not None:
-            metrics = self._metrics("dev")
+            metrics = self._metrics("dev")[0]
             self._note("dev", metrics)
             better = place.best is None or metrics[_BEST] > place.best
             place.stale_evaluations = 0 if better else place.stale_evaluations + 1
@@ -200,7 +211,11 @@ class _Run:
             tensors, meta = load_checkpoint(self.folder.best)
             self.loop.load_model(tensors)
             step = meta["step"]
-        metrics = {name: self._metrics(name) for name in ("dev", "test") if getattr(self.dataset, name) is not None}
+        names = [name for name in ("dev", "test") if getattr(self.dataset, name) is not None]
+        metrics, by_decile = {}, {}
+        for name in names:
+            metrics[name], ids = self._metrics(name)
+            by_decile[name] = score_deciles(ids, getattr(self.dataset, name).truth, self.dataset.labels)
         model = TrainedModel(
             model=self.loop.model,
             config=self.config,
@@ -214,6 +229,8 @@ class _Run:
         a, b = PROPENSITY
         filtered = {name: f.nnz for name in metrics if (f := getattr(self.dataset, name).filter) is not None}
         more = {"step": step, "propensity": {"a": a, "b": b}, **({"filter": filtered} if filtered else {})}
+        if by_decile:
+            more["by_decile"] = by_decile
         write_json(self.folder.metrics, {**metrics, **more})
         for name, values in metrics.items():
             shown = "  ".join(f"{key} {values[key]:.2f}" for key in ("P@1", "P@3", "P@5", _BEST, "PSP@5"))
@@ -225,15 +242,20 @@ class _Run:
             f"{duration(sum(self.seconds.values()))}, {peak_memory() / 2**20:,.0f} MiB of memory at most"
         )
 
-    def _metrics(self, name: str) -> dict[str, float]:
+    def _metrics(self, name: str) -> tuple[dict[str, float], np.ndarray]:
+        """Metrics on a split, and the ranked labels of its documents."""
+        split, labels = getattr(self.dataset, name), self.dataset.labels
         with self._timed("evaluate"):
-            return evaluate_split(
-                self.loop.model,
-                getattr(self.dataset, name),
-                self.dataset.labels,
-                num_points=len(self.dataset.train),
-                tick=self.stop.check,
-            )
+            ids = predict_topk(self.loop.model, split, K, tick=self.stop.check)[1]
+            return score_ranking(ids, split.truth, labels, num_points=len(self.dataset.train)), ids
+
+    def _step_times(self) -> dict[str, float]:
+        """Milliseconds of the parts of a step, mean of those since the last call."""
+        taken, steps = self.loop.times.take()
+        for part, seconds in taken.items():
+            self.step_seconds[part] = self.step_seconds.get(part, 0.0) + seconds
+        self.timed_steps += steps
+        return {part: round(1000 * seconds / steps, 3) for part, seconds in taken.items()}
 
     def _save(self, names: list[str]) -> None:
         """Write a checkpoint of this step, unless `last` is one already."""
@@ -252,7 +274,7 @@ class _Run:
         self.saved_step = self.place.step
         self._write_record("running")
 
-    def _note(self, kind: str, values: dict[str, float]) -> None:
+    def _note(self, kind: str, values: dict[str, Any]) -> None:
         epoch = self.place.step / self.loop.steps_per_epoch
         row = {"kind": kind, "step": self.place.step, "epoch": round(epoch, 4), **values}
         self.folder.history.append({**row, "seconds": round(sum(self.seconds.values()), 3)})
@@ -276,6 +298,9 @@ class _Run:
             "data": {**data, **sizes},
             "model": model_size(self.loop.model),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "step_seconds": {name: round(value, 6) for name, value in self.step_seconds.items()},
+            "timed_steps": self.timed_steps,
+            "documents": self.fingerprint,
             **{name: max(size, self.record.get(name, 0)) for name, size in memory.items()},
         }
         write_json(self.folder.record, self.record)
