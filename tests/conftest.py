@@ -86,7 +86,7 @@ def tiny_settings(tiny_data: Path, tmp_path: Path) -> Callable[..., dict[str, An
             "run": {"dir": str(tmp_path / "run"), "threads": 1, "device": "cpu"},
         }
         for section, change in changes.items():
-            values[section] = {**values[section], **change}
+            values[section] = {**values.get(section, {}), **change}
         return values
 
     return settings

@@ -39,18 +39,20 @@ def draw_indices(
     layer: int = 0,
     first_group: int = 0,
     block: int = 1,
+    duplicates: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw ``fan_in`` distinct inputs for every group, uniformly.
+    """Draw ``fan_in`` inputs for every group, uniformly; distinct ones unless ``duplicates``.
 
     Args:
         in_features, num_groups, fan_in: sizes H, G, F.
         seed, layer: of the random stream.
         first_group: global number of the first group; group k's row depends on seed, layer and first_group + k alone.
         block: inputs are drawn as whole aligned blocks of this many (16: the block-sparse baseline).
+        duplicates: draw with replacement, as HASTE's released code does; not with blocks.
 
     Returns:
-        (G, F) int16 or int32 (`index_dtype`), every row sorted and without duplicates.
+        (G, F) int16 or int32 (`index_dtype`), every row sorted, without duplicates unless they are wanted.
 
     Raises:
         ValueError: fan_in > in_features, or block does not divide both.
@@ -65,6 +67,15 @@ def draw_indices(
     device = rows.device
     if rows.is_meta:
         return rows
+    if duplicates:
+        length = max(1, _DRAW // fan_in)
+        for start in range(0, num_groups, length):
+            count = min(length, num_groups - start)
+            drawn = random_inputs(
+                first_group + start, count, fan_in, in_features, seed=seed, layer=layer, step=0, device=device
+            )
+            rows[start : start + count] = drawn.sort(dim=1).values.to(rows.dtype)
+        return rows
     length = max(1, _DRAW // (4 * units))
     for start in range(0, num_groups, length):
         count = min(length, num_groups - start)
@@ -73,6 +84,16 @@ def draw_indices(
         inputs = drawn[:, :, None] * block + torch.arange(block, device=device)
         rows[start : start + count] = inputs.view(count, fan_in).to(rows.dtype)
     return rows
+
+
+def random_inputs(
+    first: int, groups: int, count: int, in_features: int, *, seed: int, layer: int, step: int, device: torch.device
+) -> Tensor:
+    """Return ``count`` inputs of every group, drawn with replacement: int64 (groups, count)."""
+    words = random.words32(
+        first, groups, count, seed=seed, step=step, layer=layer, stream=random.STRUCTURE, device=device
+    )
+    return (words * in_features) >> 32
 
 
 def check_fan_in(fan_in: int, in_features: int) -> None:
@@ -85,17 +106,19 @@ def check_fan_in(fan_in: int, in_features: int) -> None:
         )
 
 
-def check_indices(indices: Tensor, in_features: int) -> None:
-    """Raise ValueError unless every row is sorted, without duplicates, within [0, in_features)."""
+def check_indices(indices: Tensor, in_features: int, *, duplicates: bool = False) -> None:
+    """Raise ValueError unless every row is sorted, without duplicates (but where allowed), within [0, in_features)."""
     if indices.min() < 0 or indices.max() >= in_features:
         raise ValueError(
             f"indices ({int(indices.min())} to {int(indices.max())}) must lie in [0, {in_features}), the inputs"
         )
     for start in range(0, len(indices), max(1, _DRAW // indices.shape[1])):
         part = indices[start : start + max(1, _DRAW // indices.shape[1])]
-        bad = (part[:, 1:] <= part[:, :-1]).any(dim=1).nonzero()
+        previous = part[:, :-1] - 1 if duplicates else part[:, :-1]
+        bad = (part[:, 1:] <= previous).any(dim=1).nonzero()
         if len(bad):
-            raise ValueError(f"indices of group {start + int(bad[0])} must be sorted and without duplicates")
+            must = "sorted" if duplicates else "sorted and without duplicates"
+            raise ValueError(f"indices of group {start + int(bad[0])} must be {must}")
 
 
 def num_head_labels(num_labels: int, head_ratio: float, group_size: int) -> int:

@@ -162,12 +162,20 @@ def test_given_features() -> None:
         ({"optim": {"epohs": 3}}, ValueError, r"unknown key optim.epohs; the nearest known key is optim.epochs"),
         ({"encoder": {"features": "wide"}}, TypeError, r"encoder.features \(str 'wide'\) must be of type int"),
         ({"encoder": {"features": 0}}, ValueError, r"encoder.features \(0\) must be at least 1 unless encoder.kind is"),
-        ({"output": {"fan_in": 0}}, ValueError, r"output.fan_in \(0\) must be at least 1"),
+        ({"output": {"fan_in": -1}}, ValueError, r"output.fan_in \(-1\) must be at least 0"),
     ],
 )
 def test_what_the_user_gave_is_checked_first(given: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         filled(given)
+
+
+def test_a_dense_layer_of_any_width_is_not_rewired() -> None:
+    dense = filled({"output": {"fan_in": 0}}, num_labels=100_000)
+    assert dense["rewire"]["interval"] == 0
+    assert "group_size" not in dense["output"]
+    sparse = filled({"output": {"intermediate": 4096}}, num_labels=100_000)
+    assert sparse["output"]["fan_in"] == 4096 // 6 // 8 * 8
 
 
 def test_free_memory_is_a_plausible_size() -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from haste.config._checked import Checked, hints, is_section, require
-from haste.config._sections import Data, Encoder, Optim, OptimEncoder, OptimOutput, Output, Rewire, Run
+from haste.config._sections import Auxiliary, Data, Encoder, Optim, OptimEncoder, OptimOutput, Output, Rewire, Run
 
 __all__ = [
+    "Auxiliary",
     "Config",
     "Data",
     "Encoder",
@@ -39,20 +40,30 @@ class Config(Checked):
     encoder: Encoder = field(default_factory=Encoder)
     output: Output = field(default_factory=Output)
     rewire: Rewire = field(default_factory=Rewire)
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)
 
     def _check(self) -> None:
-        fan_in, features = self.output.fan_in, self.encoder.features
-        remedy = "lower output.fan_in or raise encoder.features"
+        output, features = self.output, self.encoder.features
+        name, width = "encoder.features", features
+        if output.intermediate:
+            name, width = "output.intermediate", output.intermediate
         # 0 = as wide as the data, known later
-        require(
-            features == 0 or fan_in <= features,
-            "output.fan_in",
-            fan_in,
-            f"not exceed encoder.features ({features})",
-            remedy,
-        )
+        remedy = f"lower output.fan_in or raise {name}"
+        fits = width == 0 or output.fan_in <= width
+        require(fits, "output.fan_in", output.fan_in, f"not exceed {name} ({width})", remedy)
+        require(width % output.block == 0, "output.block", output.block, f"divide {name} ({width})")
+        regrow = "be random where output.block or output.duplicates is set"
+        special = output.block > 1 or output.duplicates
+        allowed = not special or self.rewire.interval == 0 or self.rewire.regrow == "random"
+        require(allowed, "rewire.regrow", self.rewire.regrow, regrow, "or set rewire.interval: 0")
+        allowed = self.auxiliary.clusters == 0 or features > 0
+        must = "be 0 where given features go straight to the output layer"
+        require(allowed, "auxiliary.clusters", self.auxiliary.clusters, must, "there is no encoder for it to help")
+        allowed = self.encoder.dtype == "float32" or self.optim.encoder.name == "kahan_adamw"
+        must = "be float32 unless optim.encoder.name is kahan_adamw"
+        require(allowed, "encoder.dtype", self.encoder.dtype, must)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":

@@ -24,6 +24,7 @@ class Data(Checked):
     max_features: keep only the most frequent terms (null = all)
     ngrams: 1 = single words, 2 = words and pairs of words
     min_df: drop terms found in fewer documents than this
+    max_tokens: of a text, for a transformer; longer texts are cut
     dev_fraction: part of train used as dev where there is no dev file (0 = no dev split)
     cache: folder of the data sets made from the files (null = $HASTE_CACHE, else ~/.cache/haste)
     """
@@ -42,6 +43,7 @@ class Data(Checked):
     max_features: int | None = None
     ngrams: int = 1
     min_df: int = 2
+    max_tokens: int = 128
     dev_fraction: float = 0.05
     cache: str | None = None
 
@@ -49,7 +51,7 @@ class Data(Checked):
         for name in ("path", "dev", "test", "text", "labels", "id", "separator", "cache"):
             require(getattr(self, name) != "", self._key(name), "''", "not be empty")
         require(self.ngrams in (1, 2), "data.ngrams", self.ngrams, "be 1 (unigrams) or 2 (uni- and bigrams)")
-        self._at_least(1, "max_features", "min_df")
+        self._at_least(1, "max_features", "min_df", "max_tokens")
         require(0 <= self.dev_fraction < 1, "data.dev_fraction", self.dev_fraction, "be in [0, 1)")
 
 
@@ -57,22 +59,31 @@ class Data(Checked):
 class Encoder(Checked):
     """The text model: turns a document into numbers for the output layer.
 
-    kind: bag = weighted sum of the embeddings of terms (tf-idf, or given sparse features), features = given features
+    kind: bag = weighted sum of the embeddings of terms (tf-idf, or given sparse features), features = given features, \
+transformer = not trained by this version
+    name: of a transformer: a folder, or a model of the Hugging Face hub
+    pooling: of a transformer's outputs
     features: width of its output; 0 = as wide as given features, which then go straight to the output layer
     hidden: width of a hidden layer (0 = none)
     dropout: probability of dropping a feature in training
     normalize: scale the input of every document to unit length
+    dtype: of its weights; bfloat16 trains with optim.encoder.name kahan_adamw
     """
 
     _section: ClassVar[str] = "encoder"
-    kind: Literal["bag", "features"] = "bag"
+    kind: Literal["bag", "features", "transformer"] = "bag"
+    name: str | None = None
+    pooling: Literal["cls", "mean", "max"] = "mean"
     features: int = 768
     hidden: int = 0
     dropout: float = 0.5
     normalize: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def _check(self) -> None:
         self._at_least(0, "features", "hidden")
+        named = bool(self.name) == (self.kind == "transformer")
+        require(named, "encoder.name", self.name, "be given with encoder.kind transformer, and with no other")
         straight = self.features == 0
         allowed = not straight or (self.kind == "features" and self.hidden == 0)
         require(allowed, "encoder.features", 0, "be at least 1 unless encoder.kind is features and encoder.hidden 0")
@@ -83,10 +94,15 @@ class Encoder(Checked):
 class Output(Checked):
     """The label model: a dense head of frequent labels and a sparse tail.
 
-    fan_in: inputs each tail label reads; equal to encoder.features makes the tail dense
+    fan_in: inputs each tail label reads; all of them, or 0, makes the tail dense
     group_size: tail labels that share their inputs
+    block: inputs are read as whole aligned blocks of this many (16 = block-sparse)
+    duplicates: inputs of a group are drawn with replacement, at first and in regrowth (HASTE's released code)
     head_ratio: part of the labels, the most frequent, that reads every feature
     grouping: how tail labels are put into groups
+    frequencies: documents that are counted to rank labels: train, or all (released HASTE: test labels leak)
+    intermediate: width of a layer between encoder and output layer, which then reads it (0 = none)
+    activation: of the intermediate layer; none makes it a bottleneck
     private_features: whether head and tail read their own features
     loss: bce gives probabilities, squared_hinge scores
     dtype: of the weights
@@ -96,16 +112,26 @@ class Output(Checked):
     _section: ClassVar[str] = "output"
     fan_in: int = 128
     group_size: int = 16
+    block: int = 1
+    duplicates: bool = False
     head_ratio: float = 0.1
     grouping: Literal["semantic", "frequency", "random"] = "semantic"
+    frequencies: Literal["train", "all"] = "train"
+    intermediate: int = 0
+    activation: Literal["relu", "none"] = "relu"
     private_features: Literal["none", "slice", "projection"] = "none"
     loss: Literal["bce", "squared_hinge"] = "bce"
     dtype: Literal["float32", "bfloat16"] = "float32"
     bias_init: Literal["prior", "zero"] = "prior"
 
     def _check(self) -> None:
-        self._at_least(1, "fan_in", "group_size")
+        self._at_least(0, "fan_in", "intermediate")
+        self._at_least(1, "group_size", "block")
         require(0 <= self.head_ratio <= 1, "output.head_ratio", self.head_ratio, "be in [0, 1]")
+        whole = self.fan_in % self.block == 0 and self.intermediate % self.block == 0
+        require(whole, "output.block", self.block, "divide output.fan_in and output.intermediate")
+        allowed = self.block == 1 or not self.duplicates
+        require(allowed, "output.duplicates", self.duplicates, "be false with output.block above 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +143,11 @@ class Rewire(Checked):
     end: part of all steps after which links stay
     regrow: new links at random, or where the gradient is largest
     scope: weakest links within each group, or over all groups
-    threshold: drop links weaker than this instead of a fraction (null = off)
-    schedule: cosine anneals the fraction to 0 at the end
+    threshold: drop links weaker than this instead of a fraction (Spartex; null = off)
+    schedule: cosine anneals the fraction, or the threshold, to 0 at the end; constant is HASTE's released code
     init: value of new links
+    state: new links' optimizer state: mean = first moment 0, second the label's mean; zero; keep = the old link's \
+(HASTE's released code)
     """
 
     _section: ClassVar[str] = "rewire"
@@ -131,6 +159,7 @@ class Rewire(Checked):
     threshold: float | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
     init: Literal["zero", "uniform"] = "zero"
+    state: Literal["mean", "zero", "keep"] = "mean"
 
     def _check(self) -> None:
         self._at_least(0, "interval", "threshold")
@@ -139,21 +168,47 @@ class Rewire(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Auxiliary(Checked):
+    """Spartex's auxiliary objective: a small dense classifier of clusters of labels, which helps the encoder at first.
+
+    clusters: classes of the auxiliary classifier (0 = none); related labels share one with output.grouping semantic
+    weight: of its loss at the start, beside that of the labels; it falls by a cosine to 0
+    end: part of all steps after which the classifier is dropped
+    lr: its learning rate (null = optim.output.lr)
+    """
+
+    _section: ClassVar[str] = "auxiliary"
+    clusters: int = 0
+    weight: float = 0.4
+    end: float = 0.15
+    lr: float | None = None
+
+    def _check(self) -> None:
+        self._at_least(0, "clusters", "weight", "lr")
+        require(0 <= self.end <= 1, "auxiliary.end", self.end, "be in [0, 1], a fraction of all steps")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimEncoder(Checked):
     """The encoder's optimizer.
 
-    name: update rule
+    name: update rule; kahan_adamw keeps what bfloat16 weights lose in rounding
     lr: learning rate after warm-up
     weight_decay: adamw: decoupled, sgd: added to the gradient
+    state_dtype: of the moments of kahan_adamw
     """
 
     _section: ClassVar[str] = "optim.encoder"
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "kahan_adamw"] = "adamw"
     lr: float = 5e-3
     weight_decay: float = 0.0
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def _check(self) -> None:
         self._at_least(0, "lr", "weight_decay")
+        allowed = self.state_dtype == "float32" or self.name == "kahan_adamw"
+        must = "be float32 unless optim.encoder.name is kahan_adamw"
+        require(allowed, "optim.encoder.state_dtype", self.state_dtype, must)
 
 
 @dataclass(frozen=True, kw_only=True)

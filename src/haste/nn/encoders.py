@@ -24,9 +24,12 @@ class _BagSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, offsets: Tensor, terms: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(offsets, terms, values)
-        ctx.shape = weight.shape
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
         with torch.autocast(weight.device.type, enabled=False):  # there is no bfloat16 product of CSR matrices
-            return _csr(offsets, terms, values, (len(offsets) - 1, len(weight))) @ weight
+            if weight.dtype == torch.bfloat16:
+                rows, terms = terms.unique(return_inverse=True)
+                weight = weight[rows].float()
+            return (_csr(offsets, terms, values, (len(offsets) - 1, len(weight))) @ weight).to(ctx.dtype)
 
     @staticmethod
     @once_differentiable
@@ -37,10 +40,9 @@ class _BagSum(torch.autograd.Function):
         rows, counts = torch.unique_consecutive(by_term, return_counts=True)
         bounds = nn.functional.pad(counts.cumsum(0), (1, 0))
         transposed = _csr(bounds, documents[order], values[order], (len(rows), len(offsets) - 1))
+        by_row = (transposed @ grads[0].to(values.dtype)).to(ctx.dtype)
         return (
-            torch.sparse_coo_tensor(
-                rows[None], transposed @ grads[0], ctx.shape, is_coalesced=True, check_invariants=False
-            ),
+            torch.sparse_coo_tensor(rows[None], by_row, ctx.shape, is_coalesced=True, check_invariants=False),
             None,
             None,
             None,
@@ -156,7 +158,7 @@ class Features(nn.Module):
         if self.normalize:
             x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64).clamp_(min=_TINY).to(x.dtype)
         if self.first is not None:
-            x = torch.relu(self.first(x))
+            x = torch.relu(self.first(x.to(self.first.weight.dtype)))
         if self.linear is not None:
             x = torch.relu(self.linear(nn.functional.dropout(x, self.dropout, self.training)))
         return x

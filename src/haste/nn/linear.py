@@ -36,7 +36,8 @@ class FanInLinear(nn.Module):
             checks. The bias is float32 (float64).
         device: where the parameters live.
         seed, layer: of inputs and initial weights; layers of one model take different numbers.
-        block: inputs are drawn as whole aligned blocks of this many (16 is the block-sparse baseline).
+        block: inputs are read and regrown as whole aligned blocks of this many (16 is the block-sparse baseline).
+        duplicates: inputs of a group are drawn with replacement, in regrowth too (HASTE's released code).
 
     Raises:
         ValueError: a size out of range.  TypeError: a dtype not listed.
@@ -60,6 +61,7 @@ class FanInLinear(nn.Module):
         seed: int = 0,
         layer: int = 0,
         block: int = 1,
+        duplicates: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"in_features": in_features, "num_labels": num_labels, "group_size": group_size}.items():
@@ -74,6 +76,7 @@ class FanInLinear(nn.Module):
         check_loss(loss)
         self.in_features, self.num_labels, self.fan_in, self.group_size = in_features, num_labels, fan_in, group_size
         self.loss_name, self.layer, self._failure = loss, layer, ""
+        self.block, self.duplicates = block, duplicates
         groups = -(-num_labels // group_size)
         bias_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.weight = nn.Parameter(torch.empty((groups, group_size, fan_in), dtype=dtype, device=device))
@@ -84,8 +87,9 @@ class FanInLinear(nn.Module):
         )
         indices = regrown = None
         if not dense:
+            sizes = in_features, groups, fan_in
             indices = topology.draw_indices(
-                in_features, groups, fan_in, seed=seed, layer=layer, block=block, device=device
+                *sizes, seed=seed, layer=layer, block=block, duplicates=duplicates, device=device
             )
             regrown = torch.zeros_like(indices, dtype=torch.bool)
         self.register_buffer("indices", indices)
@@ -246,6 +250,7 @@ class FanInLinear(nn.Module):
         scope: str = "group",
         threshold: float | None = None,
         init: str = "zero",
+        state: str = "mean",
         seed: int = 0,
     ) -> dict[str, float]:
         """Prune the weakest links and regrow as many (`haste.rewire`), in place.
@@ -260,6 +265,7 @@ class FanInLinear(nn.Module):
             scope: lowest fraction per ``group``, or over all groups, ``global``.
             threshold: prune all links of mean |weight| below it instead (Spartex).
             init: new weights, ``zero`` or ``uniform``.
+            state: of new links: ``mean``, as above; ``zero``, second moments too; ``keep``, that of the old link.
             seed: of the random numbers.
 
         Returns:
@@ -270,17 +276,19 @@ class FanInLinear(nn.Module):
                 weight, or the layer is dense.
         """
         self.check_usable()
-        check_settings(fraction, regrow, scope, threshold, init)
+        check_settings(fraction, regrow, scope, threshold, init, state)
         if self.indices is None or self.regrown is None:
             raise ValueError(f"fan_in ({self.fan_in}) must be below in_features to rewire; this layer is dense")
         if regrow == "gradient" and batch is None:
             raise ValueError("regrow (gradient) needs batch=(features, positives); pass one, or use regrow='random'")
-        state: dict[str, Any] = {"grad": self.weight.grad}
+        if regrow == "gradient" and (self.block > 1 or self.duplicates):
+            raise ValueError("regrow (gradient) must be random for a layer with block above 1 or duplicates")
+        tensors: dict[str, Any] = {"grad": self.weight.grad}
         if optimizer is not None:
             if not any(p is self.weight for group in optimizer.param_groups for p in group["params"]):
                 raise ValueError("optimizer must hold the weight of this layer; pass the one that trains it, or none")
-            state |= optimizer.state.get(self.weight, {})
-        moved = {n: t for n, t in state.items() if isinstance(t, Tensor) and t.shape == self.weight.shape}
+            tensors |= optimizer.state.get(self.weight, {})
+        moved = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.shape == self.weight.shape}
 
         def candidates(most: int) -> Tensor:
             assert batch is not None
@@ -307,6 +315,9 @@ class FanInLinear(nn.Module):
                 seed=seed,
                 layer=self.layer,
                 step=step,
+                block=self.block,
+                duplicates=self.duplicates,
+                new_state=state,
             )
 
     def _check_step(self, update: RuleOptimizer) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from haste import topology
 from haste.config import Config
+from haste.nn.auxiliary import Auxiliary, cluster_order
 from haste.nn.encoders import Bag, Documents, Features, check_dense_columns
 from haste.nn.linear import Positives
 from haste.nn.output import HeadTail
@@ -22,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Model(nn.Module):
-    """An encoder followed by a `HeadTail` output layer.
+    """An encoder followed by a `HeadTail` output layer, perhaps after an intermediate layer of its own.
 
     Args:
         encoder: maps a batch to features (B, H).
@@ -47,7 +48,7 @@ class Model(nn.Module):
         return self.output.topk(self.encoder(batch), k, exclude)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that train by ordinary backward: the encoder's and the projections'."""
+        """Return what trains by ordinary backward: the encoder, projections and the intermediate layer."""
         return [*self.encoder.parameters(), *self.output.projection_parameters()]
 
 
@@ -64,14 +65,16 @@ def build_model(config: Config, *, num_inputs: int, num_labels: int, dense_input
         ValueError: an encoder that cannot read such documents, or a fan_in above its width.
     """
     settings = config.encoder
+    check_encoder(config)
     if settings.kind == "bag" and dense_inputs:
         raise ValueError("encoder.kind (bag) must be features for dense features; set encoder.kind: features")
     if settings.kind == "features" and not dense_inputs:
         check_dense_columns(num_inputs)
     width = settings.features or num_inputs
-    if config.output.fan_in > width:
+    read = config.output.intermediate or width
+    if config.output.fan_in > read:
         raise ValueError(
-            f"output.fan_in ({config.output.fan_in}) must not exceed the {width} features that labels read; lower "
+            f"output.fan_in ({config.output.fan_in}) must not exceed the {read} features that labels read; lower "
             "output.fan_in, or set encoder.features to a number above it"
         )
     kind = Bag if settings.kind == "bag" else Features
@@ -94,8 +97,24 @@ def build_model(config: Config, *, num_inputs: int, num_labels: int, dense_input
         loss=config.output.loss,
         dtype=_DTYPES[config.output.dtype],
         seed=config.run.seed,
+        block=config.output.block,
+        duplicates=config.output.duplicates,
+        intermediate=config.output.intermediate,
+        activation=config.output.activation,
     )
+    for module in (encoder, output.head_projection, output.tail_projection, output.intermediate):
+        if module is not None:
+            module.to(_DTYPES[settings.dtype])
     return Model(encoder, output)
+
+
+def check_encoder(config: Config) -> None:
+    """Raise ValueError for an encoder that this version cannot train."""
+    if config.encoder.kind == "transformer":
+        raise ValueError(
+            f"encoder.kind (transformer, {config.encoder.name}) must be bag or features: this version trains no "
+            "transformer; set encoder.kind: bag and encoder.name: null, or encode the texts and give features"
+        )
 
 
 def initialize_output(
@@ -105,6 +124,8 @@ def initialize_output(
     features: scipy.sparse.csr_matrix | np.ndarray,
     truth: scipy.sparse.csr_matrix,
     counts: np.ndarray,
+    ranking_counts: np.ndarray | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> None:
     """Give the rows their labels, in groups, and the biases their start; call before training.
 
@@ -114,16 +135,22 @@ def initialize_output(
         features: (N, V) training documents, sparse or dense, for semantic groups.
         truth: (N, >= L) training positives.
         counts: (L,) training frequencies.
+        ranking_counts: (L,) frequencies that head and groups go by; default counts.
+        auxiliary: gets its clusters and biases: of related labels where grouping is semantic, else of any.
     """
     output, num_labels = model.output, len(counts)
     grouping, embeddings = config.output.grouping, None
     if grouping == "semantic":
-        if output.tail is None or output.tail.indices is None:
-            grouping = "frequency"  # labels that share no inputs gain nothing from clustering
-        else:
+        shared = output.tail is not None and output.tail.indices is not None and output.tail.group_size > 1
+        if shared or auxiliary is not None:
             embeddings = topology.label_embeddings(features, truth, num_labels=num_labels, seed=config.run.seed)
+        if not shared:
+            grouping = "frequency"  # labels that share no inputs gain nothing from clustering
+    if auxiliary is not None:
+        auxiliary.set_order(cluster_order(embeddings, num_labels, auxiliary.clusters, seed=config.run.seed))
+        auxiliary.initialize_bias(truth)
     order = topology.order_labels(
-        counts,
+        counts if ranking_counts is None else ranking_counts,
         output.num_head_labels,
         config.output.group_size,
         grouping,

@@ -12,6 +12,7 @@ from haste.ops._step import check_finite, check_positives
 from haste.optim._rule import RuleOptimizer
 
 PRIVATE_FEATURES = ("none", "slice", "projection")
+ACTIVATIONS = ("relu", "none")
 
 
 class HeadTail(nn.Module):
@@ -24,13 +25,18 @@ class HeadTail(nn.Module):
         in_features: H, width of the features.
         num_labels: L.
         num_head_labels: labels of the dense head; 0 is a pure `FanInLinear`, L a dense layer.
-        fan_in, group_size, loss, dtype, device, seed, block: of the tail, as `FanInLinear`.
+        fan_in, group_size, loss, dtype, device, seed, block, duplicates: of the tail, as `FanInLinear`; fan_in 0 is a
+            dense tail.
         label_order: (L,) label of every row, most frequent first; default the identity.
         private_features: ``none``: head and tail read all features; ``slice``: the head the second half, the tail the
             first (HASTE's released setting); ``projection``: each its own linear map of them (the paper's text).
-        dropout: on what each reads; head and tail share one draw where private_features is ``none``.
+        dropout: on what each reads; head and tail share one draw where private_features is ``none``. With an
+            intermediate layer, on what that reads instead.
+        intermediate: width H2 of a layer ``activation(Linear(H, H2))`` that head and tail then read; 0 for none. Wide
+            with ``relu`` it is Spartex's; as narrow as a label's fan_in, with ``none``, the dense bottleneck.
+        activation: ``relu`` or ``none``.
 
-    HASTE, arXiv 2606.01117.
+    HASTE, arXiv 2606.01117; Spartex, arXiv 2411.03171.
     """
 
     label_order: Tensor
@@ -52,24 +58,35 @@ class HeadTail(nn.Module):
         device: torch.device | str | None = None,
         seed: int = 0,
         block: int = 1,
+        duplicates: bool = False,
+        intermediate: int = 0,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         if not 0 <= num_head_labels <= num_labels:
             raise ValueError(f"num_head_labels ({num_head_labels}) must lie between 0 and num_labels ({num_labels})")
         if private_features not in PRIVATE_FEATURES:
             raise ValueError(f"private_features ({private_features}) must be one of {', '.join(PRIVATE_FEATURES)}")
-        if private_features == "slice" and in_features % 2:
-            raise ValueError(f"in_features ({in_features}) must be even for private_features: slice")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation ({activation}) must be one of {', '.join(ACTIVATIONS)}")
+        if intermediate < 0:
+            raise ValueError(f"intermediate ({intermediate}) must be at least 0; 0 is no such layer")
+        read = intermediate or in_features
+        if private_features == "slice" and read % 2:
+            name = "intermediate" if intermediate else "in_features"
+            raise ValueError(f"{name} ({read}) must be even for private_features: slice")
         self.in_features, self.num_labels, self.num_head_labels = in_features, num_labels, num_head_labels
-        self.private_features, self.dropout = private_features, dropout
+        self.private_features, self.dropout, self.activation = private_features, dropout, activation
         # A dictionary here takes, in the next backward pass, the norm of the gradient that head and tail send back.
         self.gradient_norms: dict[str, Tensor] | None = None
-        width = in_features // 2 if private_features == "slice" else in_features
-        self.head_projection = self.tail_projection = None
+        width = read // 2 if private_features == "slice" else read
+        self.intermediate = self.head_projection = self.tail_projection = None
+        generator = torch.Generator().manual_seed(seed)
         if private_features == "projection":
-            generator = torch.Generator().manual_seed(seed)
-            self.head_projection = _projection(in_features, generator, device)
-            self.tail_projection = _projection(in_features, generator, device)
+            self.head_projection = _projection(read, read, generator, device)
+            self.tail_projection = _projection(read, read, generator, device)
+        if intermediate:
+            self.intermediate = _projection(in_features, intermediate, generator, device)
         self.head = self.tail = None
         if num_head_labels:
             self.head = FanInLinear(
@@ -87,7 +104,7 @@ class HeadTail(nn.Module):
             self.tail = FanInLinear(
                 width,
                 num_labels - num_head_labels,
-                fan_in,
+                fan_in or None,
                 group_size,
                 loss=loss,
                 dtype=dtype,
@@ -95,6 +112,7 @@ class HeadTail(nn.Module):
                 seed=seed,
                 layer=1,
                 block=block,
+                duplicates=duplicates,
             )
         order = torch.arange(num_labels) if label_order is None else torch.as_tensor(label_order).long()
         self.register_buffer("label_order", order.clone().to(device))
@@ -139,22 +157,26 @@ class HeadTail(nn.Module):
             yield from layer.parameters()
 
     def projection_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the projections' parameters, which train with the encoder."""
-        for projection in (self.head_projection, self.tail_projection):
+        """Yield the parameters of projections and intermediate layer, which train with the encoder."""
+        for projection in (self.head_projection, self.tail_projection, self.intermediate):
             if projection is not None:
                 yield from projection.parameters()
 
     def split_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what head and tail read, (B, H) or half of it, dropout applied in training."""
+        """Return what head and tail read, (B, H), (B, H2) or half of it, dropout applied in training."""
+        dropout = self.dropout
+        if self.intermediate is not None:
+            features = self.intermediate(nn.functional.dropout(features, dropout, self.training))
+            features, dropout = torch.relu(features) if self.activation == "relu" else features, 0.0
         if self.private_features == "none":
-            shared = nn.functional.dropout(features, self.dropout, self.training)
+            shared = nn.functional.dropout(features, dropout, self.training)
             return shared, shared
         if self.head_projection is not None and self.tail_projection is not None:
             head, tail = self.head_projection(features), self.tail_projection(features)
         else:
             tail, head = features.chunk(2, dim=1)
-        head = nn.functional.dropout(head, self.dropout, self.training)
-        return head, nn.functional.dropout(tail, self.dropout, self.training)
+        head = nn.functional.dropout(head, dropout, self.training)
+        return head, nn.functional.dropout(tail, dropout, self.training)
 
     def split_labels(self, labels: Positives, batch: int) -> tuple[Positives, Positives]:
         """Return CSR labels of a batch as (head rows, tail rows)."""
@@ -223,6 +245,7 @@ class HeadTail(nn.Module):
         scope: str = "group",
         threshold: float | None = None,
         init: str = "zero",
+        state: str = "mean",
         seed: int = 0,
     ) -> dict[str, float]:
         """Rewire the tail, as `FanInLinear.rewire`; batch holds the features of this module and labels.
@@ -243,6 +266,7 @@ class HeadTail(nn.Module):
             scope=scope,
             threshold=threshold,
             init=init,
+            state=state,
             seed=seed,
             step=step,
         )
@@ -264,9 +288,9 @@ def _set_loaded_order(module: HeadTail, _: object) -> None:
     module.set_label_order(module.label_order)
 
 
-def _projection(features: int, generator: torch.Generator, device: torch.device | str | None) -> nn.Linear:
-    projection = nn.Linear(features, features, device=device)
-    bound = features**-0.5
+def _projection(inputs: int, outputs: int, generator: torch.Generator, device: torch.device | str | None) -> nn.Linear:
+    projection = nn.Linear(inputs, outputs, device=device)
+    bound = inputs**-0.5
     for parameter in projection.parameters():
         drawn = torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
         parameter.data.copy_(drawn)

@@ -205,7 +205,7 @@ def replace_links(
         counts: (G,) links to replace; those of rank < count go.
         new: (G, >= max(1, counts)) inputs to take, in order.
         tensors: tensors of the weight's shape and what becomes of new links there: ``weight`` (the initial value),
-            ``zero``, or ``mean`` (the mean over the label's surviving links).
+            ``zero``, ``mean`` (the mean over the label's surviving links), or ``keep`` (the pruned link's).
         num_labels, init, seed, layer, step, first_group: of the initial value (``zero`` or ``uniform``).
     """
     groups, fan_in = indices.shape
@@ -224,7 +224,9 @@ def replace_links(
         for tensor, fill in tensors:
             moved = tensor[here].gather(2, spread)
             fresh = gone[:, None, :].expand_as(moved)
-            if fill == "mean":
+            if fill == "keep":
+                pass
+            elif fill == "mean":
                 kept = moved.float().masked_fill(fresh, 0).sum(2) / (~gone).sum(1).clamp(min=1)[:, None]
                 value = kept.to(moved.dtype)[:, :, None].expand_as(moved)
                 moved = torch.where(fresh, value, moved)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from haste import optim
 from haste.config import Config
 from haste.data.dataset import Dataset, Documents
-from haste.nn import build_model, initialize_output
+from haste.nn import Auxiliary, build_model, initialize_output
 from haste.rewire import Schedule
 from haste.train.diagnostics import Diagnostics
 from haste.train.evaluate import Positives, batch_of
@@ -42,6 +42,15 @@ class Loop:
             num_labels=dataset.labels.num_labels,
             dense_inputs=dataset.kind == "dense",
         ).to(device)
+        self.auxiliary: Auxiliary | None = None
+        if config.auxiliary.clusters:
+            self.auxiliary = Auxiliary(
+                self.model.output.in_features,
+                dataset.labels.num_labels,
+                min(config.auxiliary.clusters, dataset.labels.num_labels),
+                dropout=config.encoder.dropout,
+                seed=seed,
+            ).to(device)
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.optim.batch_size)
         self.total_steps = config.optim.epochs * self.steps_per_epoch
         settings, output = config.optim, config.optim.output
@@ -52,7 +61,17 @@ class Loop:
         }
         if parameters[0]:  # given features may go straight to the output layer
             self.optimizers["encoder"] = _optimizer(
-                encoder.name, parameters[0], encoder.lr, encoder.weight_decay, seed=seed
+                encoder.name,
+                parameters[0],
+                encoder.lr,
+                encoder.weight_decay,
+                state_dtype=torch.bfloat16 if encoder.state_dtype == "bfloat16" else None,
+                seed=seed,
+            )
+        if self.auxiliary is not None:
+            lr = output.lr if config.auxiliary.lr is None else config.auxiliary.lr
+            self.optimizers["auxiliary"] = _optimizer(
+                output.name, self.auxiliary.parameters(), lr, output.weight_decay, output.momentum, seed=seed
             )
         self.schedules = {
             name: optim.cosine_schedule(optimizer, settings.warmup_steps, self.total_steps)
@@ -64,6 +83,7 @@ class Loop:
             end=config.rewire.end,
             total_steps=self.total_steps,
             schedule=config.rewire.schedule,
+            threshold=config.rewire.threshold,
         )
         tail = self.model.output.tail
         self.sparse = tail is not None and tail.indices is not None
@@ -81,6 +101,8 @@ class Loop:
             features=dataset.train.features,
             truth=dataset.train.truth,
             counts=dataset.labels.counts,
+            ranking_counts=_all_counts(dataset) if self.config.output.frequencies == "all" else None,
+            auxiliary=self.auxiliary,
         )
 
     def rows(self, step: int) -> np.ndarray:
@@ -95,6 +117,8 @@ class Loop:
     def step(self, step: int) -> dict[str, float]:
         """Train on the batch that follows `step` completed steps; returns rewiring statistics, if due."""
         torch.manual_seed(_seed(self.config.run.seed, _STEP, step))
+        if self.auxiliary is not None and step >= self.config.auxiliary.end * self.total_steps:
+            self._drop_auxiliary()
         part = self.times.part
         with part("data"):
             rows = self.rows(step)
@@ -108,9 +132,14 @@ class Loop:
                 loss = model.output.step(features, positives, update)
             else:
                 loss = model.output.loss(features, positives)
-        if loss.requires_grad:
-            with part("encoder_backward"):  # without a fused pass the output layer's too
-                loss.backward()
+            total, share = loss, self._auxiliary_weight(step)
+            if self.auxiliary is not None and share > 0:
+                total = loss + share * self.auxiliary.loss(features, positives)
+        if total.requires_grad:
+            with part(
+                "encoder_backward"
+            ):  # the auxiliary classifier's too, and without a fused pass the output layer's
+                total.backward()
         with part("optimizer"):
             for name, optimizer in self.optimizers.items():
                 optimizer.step()  # after a fused pass the output layer has no gradients and this does nothing
@@ -119,26 +148,43 @@ class Loop:
         self.loss_sum += loss.detach()
         self.documents += len(rows)
         self.times.end_step()
-        fraction = self.rewire_schedule.fraction_at(step + 1) if self.sparse else 0.0
-        if fraction <= 0:
+        if not (self.sparse and self.rewire_schedule.due(step + 1)):
             return {}
         with part("rewire"):
-            return self._rewire(fraction, documents, positives, step + 1)
+            return self._rewire(documents, positives, step + 1)
 
-    def _rewire(self, fraction: float, documents: Documents, positives: Positives, step: int) -> dict[str, float]:
+    def _auxiliary_weight(self, step: int) -> float:
+        """Weight of the auxiliary loss after `step` steps: a half cosine from its start to 0 at its end."""
+        settings = self.config.auxiliary
+        end = settings.end * self.total_steps
+        return 0.5 * settings.weight * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
+
+    def _drop_auxiliary(self) -> None:
+        """Free the auxiliary classifier and all that trains it."""
+        self.auxiliary = None
+        del self.optimizers["auxiliary"], self.schedules["auxiliary"]
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        parameters = dict(self.model.named_parameters())
+        if self.auxiliary is not None:
+            parameters |= {f"auxiliary.{name}": x for name, x in self.auxiliary.named_parameters()}
+        return parameters
+
+    def _rewire(self, documents: Documents, positives: Positives, step: int) -> dict[str, float]:
         settings, batch = self.config.rewire, None
         if settings.regrow == "gradient":
             self.model.eval()
             with torch.no_grad():
                 batch = (self.model.encoder(documents), positives)
         return self.model.output.rewire(
-            fraction,
+            self.rewire_schedule.fraction_at(step),
             optimizer=self.optimizers["output"],
             regrow=settings.regrow,
             batch=batch,
             scope=settings.scope,
-            threshold=settings.threshold,
+            threshold=self.rewire_schedule.threshold_at(step),
             init=settings.init,
+            state=settings.state,
             seed=self.config.run.seed,
             step=step,
         )
@@ -146,7 +192,9 @@ class Loop:
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, by name."""
         found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        if self.auxiliary is not None:
+            found |= {f"auxiliary.{name}": tensor for name, tensor in self.auxiliary.state_dict().items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._named_parameters().items()}
         for which, optimizer in self.optimizers.items():
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
@@ -191,7 +239,12 @@ class Loop:
         self.load_model(tensors)
         self.loss_sum.copy_(tensors["loss_sum"])
         self.documents = meta["documents"]
-        parameters = dict(self.model.named_parameters())
+        if self.auxiliary is not None:
+            if "auxiliary" in meta["schedules"]:
+                self.auxiliary.load_state_dict(_under("auxiliary.", tensors))
+            else:
+                self._drop_auxiliary()
+        parameters = self._named_parameters()
         for which, optimizer in self.optimizers.items():
             prefix = f"{which}_optimizer."
             for name in [name for name in tensors if name.startswith(prefix)]:
@@ -203,9 +256,22 @@ class Loop:
 
     def load_model(self, tensors: dict[str, Tensor]) -> None:
         """Take the model's tensors only."""
-        prefix = "model."
-        own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-        self.model.load_state_dict(own)
+        self.model.load_state_dict(_under("model.", tensors))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with prefix, by the rest of the name."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def _all_counts(dataset: Dataset) -> np.ndarray:
+    """Documents of every label that training has, those of dev and test too."""
+    counts = np.array(dataset.labels.counts)
+    for split in (dataset.dev, dataset.test):
+        if split is not None:
+            labels = split.truth.indices
+            counts += np.bincount(labels[labels < len(counts)], minlength=len(counts))
+    return counts
 
 
 def _optimizer(
@@ -215,8 +281,11 @@ def _optimizer(
     weight_decay: float,
     momentum: float = 0.0,
     *,
+    state_dtype: torch.dtype | None = None,
     seed: int,
 ) -> optim.SGD | optim.AdamW:
+    if name == "kahan_adamw":
+        return optim.KahanAdamW(parameters, lr=lr, weight_decay=weight_decay, state_dtype=state_dtype, seed=seed)
     if name == "adamw":
         return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, seed=seed)
     return optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed)

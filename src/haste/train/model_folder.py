@@ -119,7 +119,7 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
         getattr(model, name).load_state_dict(load_file(file))
     for layer in model.output.layers():
         if layer.indices is not None:
-            topology.check_indices(layer.indices, layer.in_features)
+            topology.check_indices(layer.indices, layer.in_features, duplicates=layer.duplicates)
     model.to(resolve_device(device)).eval()
     return TrainedModel(
         model=model,
@@ -193,7 +193,7 @@ def _model_card(trained: TrainedModel, metrics: Mapping[str, Any]) -> str:
         table.append(f"| {split} | " + " | ".join(f"{values[column]:.2f}" for column in columns) + " |")
     width = trained.model.encoder.out_features
     output = "every label reads all features"
-    if config.output.fan_in < width:
+    if trained.model.output.tail is not None and trained.model.output.tail.indices is not None:
         output = (
             f"the {config.output.head_ratio:.0%} most frequent labels dense; the others read\n"
             f"  {config.output.fan_in} features each, shared by groups of {config.output.group_size}"

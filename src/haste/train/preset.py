@@ -175,7 +175,8 @@ class _Chooser:
 
     def output(self) -> None:
         """Head, tail and the dtype of their weights."""
-        facts, labels, width = self.facts, self.facts.num_labels, self.width
+        facts, labels = self.facts, self.facts.num_labels
+        width = self.given.get("output.intermediate") or self.width
         whole = 4 * labels * width
         dense = whole <= _SMALL_LAYER
         if dense:
@@ -183,7 +184,7 @@ class _Chooser:
         else:
             fan_in = min(width, max(16, width // 6 // 8 * 8))
             why = f"a sixth of the features; all of them would take {_size(whole)}"
-        fan_in = self.pick("output.fan_in", fan_in, why)
+        fan_in = self.pick("output.fan_in", fan_in, why) or width
         sparse = fan_in < width
         group_size = 1 if not sparse else 16 if labels < 100_000 else 32 if labels < 1_000_000 else 64
         if sparse:
