@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from haste.bench import machine
+from haste.bench._case import make_batch
 from haste.bench._harness import CheckError
 
 CLAIMS = {"build_over_layer_mb": "<= 200", "step_mb": "<= 200"}
 _SHAPE = {"batch": 128, "in_features": 768, "num_labels": 2_812_281, "fan_in": 64, "group_size": 32}
-_POSITIVES = 5  # of each row
 _MB = 1e6
 
 
@@ -75,12 +75,8 @@ def _measure(shape: dict[str, int], threads: int, steps: int) -> dict[str, float
     from haste.optim import SGD
 
     torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn((shape["batch"], shape["in_features"]), generator=generator).requires_grad_()
+    features, positives = make_batch(shape["batch"], shape["in_features"], shape["num_labels"])
     (features.detach() @ features.detach().t()).sum()  # the thread pool and the BLAS are not the layer's
-    first = torch.randint(shape["num_labels"], (shape["batch"], 1), generator=generator)
-    labels = (first + torch.arange(_POSITIVES) * (shape["num_labels"] // _POSITIVES)) % shape["num_labels"]
-    positives = (torch.arange(0, labels.numel() + 1, _POSITIVES), labels.flatten())
 
     before, started = _peak(), time.perf_counter()
     layer = FanInLinear(

@@ -8,13 +8,14 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from haste import optim
 from haste.bench import machine
+from haste.bench._case import POSITIVES, Positives, make_batch
 from haste.bench._harness import Timing, check, interleave
 from haste.nn import FanInLinear
 from haste.ops import reference
@@ -35,9 +36,6 @@ _RATIOS = {
 _TOLERANCE = 1e-5  # float32 sums in another order
 _LR = 0.01
 _BUSY = 0.5  # load average above which another process takes time from ours
-_POSITIVES = 5  # of each row
-
-Positives: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +49,8 @@ class Shape:
     group_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.num_labels < _POSITIVES:
-            raise ValueError(f"num_labels ({self.num_labels}) must be at least {_POSITIVES}, the positives of a row")
+        if self.num_labels < POSITIVES:
+            raise ValueError(f"num_labels ({self.num_labels}) must be at least {POSITIVES}, the positives of a row")
 
     def __str__(self) -> str:
         return f"B={self.batch} H={self.in_features} L={self.num_labels} F={self.fan_in} S={self.group_size} float32"
@@ -132,12 +130,7 @@ def _layer(name: str, shape: Shape) -> FanInLinear:
 
 
 def _batch(shape: Shape) -> tuple[Tensor, Positives]:
-    """Random features (B, H) that require gradients, and positives distinct within each row."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn((shape.batch, shape.in_features), generator=generator).requires_grad_()
-    first = torch.randint(shape.num_labels, (shape.batch, 1), generator=generator)
-    labels = (first + torch.arange(_POSITIVES) * (shape.num_labels // _POSITIVES)) % shape.num_labels
-    return features, (torch.arange(0, labels.numel() + 1, _POSITIVES), labels.flatten())
+    return make_batch(shape.batch, shape.in_features, shape.num_labels)
 
 
 def _results(loss: Tensor, features: Tensor, layer: FanInLinear) -> dict[str, Tensor]:

@@ -23,14 +23,26 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "kernels": ops.kernels_in_force()[0],
+            **({"memory": torch.cuda.mem_get_info(device)[1], "driver": driver()} if device.type == "cuda" else {}),
         },
         "versions": {
             "haste": __version__,
             "python": platform.python_version(),
             **{name: found for name in _PACKAGES if (found := package_version(name))},
+            **({"cuda": torch.version.cuda} if device.type == "cuda" else {}),
         },
         "commit": commit(),
     }
+
+
+def driver() -> str | None:
+    """Return the version of the NVIDIA driver; None where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (done.stdout.splitlines() or [""])[0].strip() or None
 
 
 def package_version(name: str) -> str | None:
@@ -51,10 +63,10 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """Return the commit this package runs from, "-dirty" appended where changed; None outside a checkout."""
+    """Return the commit this package runs from, "-dirty" appended where changed; outside a checkout $HASTE_COMMIT."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("HASTE_COMMIT")
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
