@@ -8,6 +8,7 @@ from collections.abc import Sequence
 _COMMANDS = {
     "data": "check data sets, or convert them to another format",
     "train": "train a model on data in any format, or from a YAML file of settings",
+    "compare": "train several kinds of output layer on one data set, and report",
     "evaluate": "metrics of a finished run on a split of its data",
     "predict": "best labels of new documents",
     "info": "versions, device and kernels; summary of a run",

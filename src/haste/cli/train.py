@@ -36,16 +36,7 @@ class _Arguments:
 def run(argv: list[str]) -> None:
     """Train, or print the settings that a run would have."""
     arguments = _split(argv)
-    options, given = arguments.options, arguments.given
-    if arguments.config is not None:
-        from haste.train.run_folder import read_yaml
-
-        values = read_yaml(Path(arguments.config))
-        check_keys(values)
-        options = ["--config", arguments.config, *options] if values else options
-        given = [*_keys(values), *given]
-    elif arguments.data is not None:
-        options, given = [f"--data.path={arguments.data}", *options], ["data.path", *given]
+    options, given = _all_options(arguments)
 
     # Gradients of an embedding are large and new in every step; huge pages spare most of their page faults. Read by
     # PyTorch when it first allocates.
@@ -59,10 +50,40 @@ def run(argv: list[str]) -> None:
         _train_with_preset(options, given, resume=arguments.resume)
 
 
-def _train_with_preset(options: list[str], given: list[str], *, resume: bool) -> None:
-    """Train with what was given, and for the rest what fits the data."""
-    shown = "--print_config" in options
-    parsed = _parse([option for option in options if option != "--print_config"])
+def given_settings(argv: list[str]) -> tuple[dict[str, Any], bool]:
+    """Settings as `haste train` takes them: a file of settings or a path of data, and --section.key value.
+
+    Returns:
+        Nested dictionaries of what is given, for a preset to complete, or of every setting; and which of the two.
+
+    Raises:
+        ValueError, TypeError: an unknown option, or a value that does not fit.
+    """
+    arguments = _split(argv)
+    options, given = _all_options(arguments)
+    if arguments.preset == "none":
+        return _parse(options), False
+    return _given(options, given), True
+
+
+def _all_options(arguments: _Arguments) -> tuple[list[str], list[str]]:
+    """Options for the parser, with those that stand for the file or the path, and the keys that are given."""
+    options, given = arguments.options, arguments.given
+    if arguments.config is not None:
+        from haste.train.run_folder import read_yaml
+
+        values = read_yaml(Path(arguments.config))
+        check_keys(values)
+        options = ["--config", arguments.config, *options] if values else options
+        given = [*_keys(values), *given]
+    elif arguments.data is not None:
+        options, given = [f"--data.path={arguments.data}", *options], ["data.path", *given]
+    return options, given
+
+
+def _given(options: list[str], given: list[str]) -> dict[str, Any]:
+    """Nested dictionaries of the values of the keys that are given."""
+    parsed = _parse(options)
     values: dict[str, Any] = {}
     for key in given:
         *sections, name = key.split(".")
@@ -72,6 +93,13 @@ def _train_with_preset(options: list[str], given: list[str], *, resume: bool) ->
         target[name] = source[name]
     if "path" not in values.get("data", {}):
         raise ValueError("data.path must be given; haste train PATH, or set it in the settings file")
+    return values
+
+
+def _train_with_preset(options: list[str], given: list[str], *, resume: bool) -> None:
+    """Train with what was given, and for the rest what fits the data."""
+    shown = "--print_config" in options
+    values = _given([option for option in options if option != "--print_config"], given)
 
     from haste.train.auto import complete, train_auto
 

@@ -206,17 +206,29 @@ class HeadTail(nn.Module):
             check_finite(part)  # of both layers, before one of them is updated
         return self._sum(parts, positives, lambda layer, x, p: layer.step(x, p, update, reduction))
 
+    def watched(self, features: Tensor, name: str) -> Tensor:
+        """Return the features; where `gradient_norms` is a dictionary, their gradient's norm goes there when known.
+
+        The norm is the mean over the documents, (B, n) to 0-dim float32.
+        """
+        norms = self.gradient_norms
+        if norms is None or not features.requires_grad:
+            return features
+
+        def note(gradient: Tensor) -> None:
+            norms[name] = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32).mean()
+
+        view = features.view_as(features)
+        view.register_hook(note)
+        return view
+
     def _sum(
         self,
         features: tuple[Tensor, Tensor],
         positives: Positives,
         of_layer: Callable[[FanInLinear, Tensor, Positives], Tensor],
     ) -> Tensor:
-        if self.gradient_norms is not None:
-            features = (
-                _watched(features[0], "head", self.gradient_norms),
-                _watched(features[1], "tail", self.gradient_norms),
-            )
+        features = self.watched(features[0], "head"), self.watched(features[1], "tail")
         split = self.split_labels(positives, len(features[0]))
         parts = zip((self.head, self.tail), features, split, strict=True)
         values = [of_layer(layer, x, p) for layer, x, p in parts if layer is not None]
@@ -270,18 +282,6 @@ class HeadTail(nn.Module):
             seed=seed,
             step=step,
         )
-
-
-def _watched(features: Tensor, name: str, norms: dict[str, Tensor]) -> Tensor:
-    """The same features; their gradient's norm, mean over the documents, goes to norms[name]."""
-
-    def note(gradient: Tensor) -> None:
-        norms[name] = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32).mean()
-
-    view = features.view_as(features)
-    if view.requires_grad:
-        view.register_hook(note)
-    return view
 
 
 def _set_loaded_order(module: HeadTail, _: object) -> None:

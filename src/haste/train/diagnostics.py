@@ -34,8 +34,8 @@ class Diagnostics:
 
         Returns:
             weight_by_decile: ten times the mean |weight| of labels, the most frequent first;
-            gradient_head, gradient_tail: mean over the documents of the norm of dloss/dfeatures that comes from head
-            and tail, where `watch` was called before the step;
+            gradient_head, gradient_tail, gradient_auxiliary: mean over the documents of the norm of the gradient that
+            each sends back to the features it reads, where `watch` was called before the step;
             input_coverage: part of the inputs that some group of the tail reads; group_overlap: inputs that two groups
             share over those that either reads, mean of up to 1,000 pairs. Both only where the tail is sparse.
         """

@@ -134,11 +134,10 @@ class Loop:
                 loss = model.output.loss(features, positives)
             total, share = loss, self._auxiliary_weight(step)
             if self.auxiliary is not None and share > 0:
-                total = loss + share * self.auxiliary.loss(features, positives)
+                watched = model.output.watched(features, "auxiliary")
+                total = loss + share * self.auxiliary.loss(watched, positives)
         if total.requires_grad:
-            with part(
-                "encoder_backward"
-            ):  # the auxiliary classifier's too, and without a fused pass the output layer's
+            with part("encoder_backward"):  # without a fused pass the output layer's too
                 total.backward()
         with part("optimizer"):
             for name, optimizer in self.optimizers.items():

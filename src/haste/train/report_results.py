@@ -1,0 +1,151 @@
+"""The finished runs of a comparison, by system, and numbers of them."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from haste.train.compare import read_runs
+from haste.train.systems import SYSTEMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run.
+
+    seed: of the run
+    metrics: metrics.json
+    record: run.json
+    history: rows of metrics.jsonl
+    settings: config.yaml
+    """
+
+    seed: int
+    metrics: dict[str, Any]
+    record: dict[str, Any]
+    history: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A system as it was compared: the same settings with one or more seeds.
+
+    name: for people
+    system: name in `SYSTEMS`
+    results: of its runs, by seed
+    """
+
+    name: str
+    system: str
+    results: Sequence[Result]
+
+    def values(self, of: Callable[[Result], float | None]) -> list[float]:
+        """A number of every run that has it."""
+        return [value for result in self.results if (value := of(result)) is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All that a report shows.
+
+    split: that was evaluated, test where there is one
+    entrants: in the order in which they were planned
+    missing: runs without a result, and why
+    """
+
+    split: str
+    entrants: Sequence[Entrant]
+    missing: Mapping[str, str]
+
+
+def read_comparison(output: Path) -> Comparison:
+    """Collect the finished runs in the folder of a comparison.
+
+    Raises:
+        ValueError: they were trained on different documents.
+    """
+    groups: dict[tuple[str, float | None, str], list[Result]] = {}
+    missing: dict[str, str] = {}
+    documents: dict[int, tuple[str, str]] = {}  # of every seed, for a dev split may be drawn anew for each
+    for name, entry in read_runs(output).items():
+        folder = output / "runs" / name
+        if not (folder / "metrics.json").is_file():
+            missing[name] = entry.get("failed", "not finished")
+            continue
+        result = Result(
+            seed=entry["seed"],
+            metrics=_json(folder / "metrics.json"),
+            record=_json(folder / "run.json"),
+            history=[json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()],
+            settings=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        )
+        if not entry["change"].startswith("data."):
+            first = documents.setdefault(result.seed, (result.record["documents"], name))
+            if first[0] != result.record["documents"]:
+                raise ValueError(
+                    f"{output}: {first[1]} and {name} must have been trained on the same documents; restore "
+                    "the data, or compare into a new folder"
+                )
+        groups.setdefault((entry["system"], entry["sparsity"], entry["change"]), []).append(result)
+    entrants = []
+    for (system, sparsity, change), results in groups.items():
+        words = [SYSTEMS[system].title if system in SYSTEMS else system]
+        words += [f"{100 * sparsity:g} %"] if sparsity is not None else []
+        name = " ".join([*words, *([f"({change})"] if change else [])])
+        entrants.append(Entrant(name=name, system=system, results=sorted(results, key=lambda result: result.seed)))
+    order = {name: place for place, name in enumerate(SYSTEMS)}
+    entrants.sort(key=lambda entrant: order.get(entrant.system, len(order)))
+    everywhere = all("test" in result.metrics for entrant in entrants for result in entrant.results)
+    return Comparison(split="test" if everywhere else "dev", entrants=entrants, missing=missing)
+
+
+def step_parts(entrants: Iterable[Entrant]) -> list[str]:
+    """Parts of a step that any run has, in their order."""
+    return list(dict.fromkeys(part for e in entrants for r in e.results for part in r.record["step_seconds"]))
+
+
+def step_milliseconds(entrant: Entrant, part: str) -> float:
+    """Mean time of a part of a step."""
+    steps = sum(result.record["timed_steps"] for result in entrant.results)
+    return 1000 * sum(r.record["step_seconds"].get(part, 0.0) for r in entrant.results) / max(1, steps)
+
+
+def epoch_seconds(result: Result) -> float:
+    """Mean training time of an epoch; a run may have stopped early."""
+    record = result.record
+    steps = max((row["step"] for row in result.history), default=record["step"])
+    epochs = result.settings["optim"]["epochs"] * steps / record["total_steps"]
+    return record["seconds"]["train"] / max(epochs, 1e-9)
+
+
+def mean_of(entrant: Entrant, of: Callable[[Result], Sequence[float]]) -> list[float]:
+    """Element-wise mean over the runs."""
+    return [statistics.fmean(values) for values in zip(*map(of, entrant.results), strict=True)]
+
+
+def series(entrant: Entrant, kind: str, name: str, axis: str = "epoch") -> tuple[list[float], list[float]]:
+    """A measured number over training, mean over the seeds: (epochs, values) at places that every seed has."""
+    by_place: dict[float, list[float]] = {}
+    for result in entrant.results:
+        for row in result.history:
+            if row["kind"] == kind and name in row:
+                by_place.setdefault(row[axis], []).append(row[name])
+    kept = sorted(place for place, values in by_place.items() if len(values) == len(entrant.results))
+    return kept, [statistics.fmean(by_place[place]) for place in kept]
+
+
+def inputs(result: Result) -> int:
+    """Features that a label beyond the head could read."""
+    settings = result.settings
+    width: int = settings["output"]["intermediate"] or settings["encoder"]["features"]
+    width = width or result.record["data"]["inputs"]
+    return width // 2 if settings["output"]["private_features"] == "slice" else width
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

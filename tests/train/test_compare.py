@@ -1,0 +1,277 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from haste.cli import main
+from haste.config import Config
+from haste.train import compare
+from haste.train.compare import (
+    Plan,
+    Planned,
+    RunError,
+    open_comparison,
+    planned_runs,
+    prepare_sizes,
+    read_runs,
+    train_all,
+)
+from haste.train.signals import Interrupted
+from haste.train.systems import SYSTEMS, Sizes
+from haste.train.trainer import train
+
+SIZES = Sizes(inputs=90, labels=30, documents=240)
+Settings = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def plan(tiny_config: Callable[..., Config], tmp_path: Path) -> Plan:
+    """Two systems, two seeds, two epochs."""
+    config = tiny_config(optim={"epochs": 2}, run={"dir": str(tmp_path / "out")})
+    return Plan(config=config, systems=["dense", "haste"], seeds=[0, 1], settings={})
+
+
+def here(run: Planned, log: Callable[[str], None]) -> None:
+    """Train in this process: a second less a run than one of its own."""
+    train(run.config, resume=True, log=log)
+
+
+def test_runs_of_a_plan(plan: Plan, tmp_path: Path) -> None:
+    plan = replace(
+        plan,
+        sparsities=[0.5, 0.75],
+        vary=[
+            {"output.grouping": "semantic"},
+            {"output.grouping": "random"},
+            {"rewire.regrow": "none"},
+            {"optim.epochs": 3},
+        ],
+        settings={"dense": {"optim.output.lr": 0.5}},
+    )
+    runs = planned_runs(plan, SIZES, tmp_path)
+    assert [run.name for run in runs if run.config.run.seed == 0] == [
+        "dense-seed0",
+        "dense-optim.epochs=3-seed0",  # a dense layer has no groups and no links to vary
+        "haste-50-seed0",  # its groups are semantic: no run twice
+        "haste-50-output.grouping=random-seed0",
+        "haste-50-rewire.regrow=none-seed0",
+        "haste-50-optim.epochs=3-seed0",
+        "haste-75-seed0",
+        "haste-75-output.grouping=random-seed0",
+        "haste-75-rewire.regrow=none-seed0",
+        "haste-75-optim.epochs=3-seed0",
+    ]
+    assert [run.config.run.seed for run in runs] == [0] * 10 + [1] * 10
+    by_name = {run.name: run for run in runs}
+    assert by_name["haste-50-rewire.regrow=none-seed1"].config.rewire.interval == 0
+    assert by_name["haste-50-seed1"].config.output.fan_in == 16
+    assert by_name["dense-seed0"].config.optim.output.lr == 0.5
+    assert by_name["haste-50-seed0"].config.optim.output.lr == plan.config.optim.output.lr
+    assert by_name["haste-75-output.grouping=random-seed1"].describe == "HASTE, 75 %, output.grouping=random, seed 1"
+    for run in runs:
+        assert Path(run.config.run.dir) == tmp_path / "runs" / run.name
+
+
+def test_a_run_that_cannot_be_is_named_before_any_starts(plan: Plan, tmp_path: Path) -> None:
+    wrong = replace(plan, vary=[{"output.fan_in": 99}])
+    with pytest.raises(ValueError, match=r"haste-output.fan_in=99-seed0: output.fan_in \(99\) must not exceed"):
+        planned_runs(wrong, SIZES, tmp_path)
+
+
+def test_finished_runs_are_not_repeated_and_a_failed_one_does_not_stop_the_others(plan: Plan, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    runs = planned_runs(plan, prepare_sizes(plan.config, plan.seeds, lambda line: None), output)
+    open_comparison(plan.config, output)
+    trained: list[str] = []
+
+    def failing(run: Planned, log: Callable[[str], None]) -> None:
+        trained.append(run.name)
+        if run.name == "dense-seed0":
+            raise RunError("out of luck")
+        here(run, log)
+
+    reports: list[int] = []
+    failed = train_all(runs, output, execute=failing, after=lambda: reports.append(1), log=lambda line: None)
+    assert failed == {"dense-seed0": "out of luck"}
+    assert trained == ["dense-seed0", "haste-seed0", "dense-seed1", "haste-seed1"]
+    assert len(reports) == 4
+    assert read_runs(output)["dense-seed0"]["failed"] == "out of luck"
+
+    before = (output / "runs/haste-seed0/metrics.json").stat().st_mtime_ns
+    said: list[str] = []
+    assert train_all(runs, output, execute=here, log=said.append) == {}
+    assert "3 of 4 runs are finished already" in said
+    assert any(line.startswith("run 1 of 1: dense, seed 0") for line in said)
+    assert (output / "runs/haste-seed0/metrics.json").stat().st_mtime_ns == before
+    assert "failed" not in read_runs(output)["dense-seed0"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(plan: Plan, tmp_path: Path) -> None:
+    plan = replace(plan, seeds=[0], systems=["haste"])
+    runs = planned_runs(plan, SIZES, tmp_path / "whole")
+    open_comparison(plan.config, tmp_path / "whole")
+    train_all(runs, tmp_path / "whole", execute=here, log=lambda line: None)
+
+    def stopped(run: Planned, log: Callable[[str], None]) -> None:
+        def kill(line: str) -> None:
+            if "step 8: dev" in line:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        train(run.config, resume=True, log=kill)
+
+    output = tmp_path / "out"
+    runs = planned_runs(plan, SIZES, output)
+    open_comparison(plan.config, output)
+    with pytest.raises(Interrupted, match="0 of 1 runs are finished and stay, the same command goes on"):
+        train_all(runs, output, execute=stopped, log=lambda line: None)
+    assert not (output / "runs/haste-seed0/metrics.json").exists()
+    said: list[str] = []
+    train_all(runs, output, execute=here, log=said.append)
+    assert any("resuming" in line for line in said)
+    found, expected = (folder / "runs/haste-seed0/metrics.json" for folder in (output, tmp_path / "whole"))
+    assert found.read_bytes() == expected.read_bytes()
+
+
+def test_other_settings_are_refused(plan: Plan, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    open_comparison(plan.config, output)
+    open_comparison(plan.config, output)
+    other = replace(plan.config, optim=replace(plan.config.optim, epochs=9))
+    with pytest.raises(ValueError, match=r"holds a comparison with other settings: optim.epochs \(2, now 9\); choose"):
+        open_comparison(other, output)
+
+    runs = planned_runs(replace(plan, systems=["haste"], seeds=[0]), SIZES, output)
+    train_all(runs, output, execute=here, log=lambda line: None)
+    changed = planned_runs(replace(plan, seeds=[0], settings={"haste": {"output.fan_in": 4}}), SIZES, output)
+    with pytest.raises(ValueError, match=r"haste-seed0\) holds a run with other settings: output.fan_in \(8, now 4\)"):
+        train_all(changed, output, execute=here, log=lambda line: None)
+    assert not (output / "runs/dense-seed0").exists()
+
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy/notes.txt").touch()
+    with pytest.raises(ValueError, match="must be new, empty, or hold a comparison"):
+        open_comparison(plan.config, tmp_path / "busy")
+    with pytest.raises(ValueError, match="must be a folder; it is a file"):
+        open_comparison(plan.config, tmp_path / "busy/notes.txt")
+    with pytest.raises(ValueError, match="must not be the folder of a run"):
+        open_comparison(plan.config, output / "runs/haste-seed0")
+
+
+def test_the_rest_takes_as_long_as_the_same_system_did(plan: Plan, tmp_path: Path) -> None:
+    runs = planned_runs(replace(plan, seeds=[0, 1, 2]), SIZES, tmp_path)
+    spent = [(runs[0], 10.0), (runs[1], 30.0)]
+    assert compare._estimate([], runs) == 0
+    assert compare._estimate(spent, runs[2:]) == 2 * 10 + 2 * 30
+    assert compare._estimate(spent[:1], runs[1:]) == 5 * 10
+
+
+def test_why_a_process_ended() -> None:
+    assert compare._reason(2, ["warming up", "haste: error: no luck", ""]) == "no luck"
+    assert compare._reason(-signal.SIGKILL, []) == "killed by the system, most often for want of memory"
+    assert compare._reason(-signal.SIGSEGV, ["x"]) == "ended by SIGSEGV"
+    assert compare._reason(1, []) == "ended with status 1"
+
+
+def test_the_command_trains_and_reports(
+    tiny_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump(tiny_settings()))
+    output = tmp_path / "out"
+    # the second run diverges
+    command = ["compare", str(settings), "--systems", "haste,dense", "--budget-epochs", "2", "--output", str(output)]
+    command += ["--set", "dense.optim.encoder.lr=1e30", "--run.evaluate_every", "2"]
+    assert main([*command, "--dry-run"]) == 0
+    assert not output.exists()
+    assert "dense-seed0\n    optim.encoder.lr 1e+30" in capsys.readouterr().out
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    assert "run 2 of 2: dense, seed 0; about" in shown.err
+    assert "dense-seed0 has no result: features (row 0) must be finite" in shown.out
+    metrics = json.loads((output / "runs/haste-seed0/metrics.json").read_text())
+    assert f" {metrics['test']['P@1']:.2f} " in shown.out
+    record = json.loads((output / "runs/haste-seed0/run.json").read_text())
+    assert record["total_steps"] == 16
+    assert "dev P@1" in (output / "runs/haste-seed0.log").read_text()
+    assert "dense-seed0: features (row 0) must be finite" in (output / "report.md").read_text()
+    assert (output / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x"], "needs CONFIG or DATA, and --output DIR"),
+        (["--output", "y"], "needs CONFIG or DATA, and --output DIR"),
+        (["x", "--output", "y", "--systems", "hast"], "--systems (hast) must name systems; the nearest is haste"),
+        (["x", "--output", "y", "--seeds", "one"], "--seeds (one) must be numbers separated by commas"),
+        (["x", "--output", "y", "--vary", "fan_in"], "--vary (fan_in) must be KEY=V1,V2"),
+        (["x", "--output", "y", "--set", "haste.fan_in"], "--set (haste.fan_in) must be SYSTEM.KEY=VALUE"),
+        (["x", "--output", "y", "--set", "hste.fan_in=3"], "--systems (hste) must name systems"),
+        (["x", "--output", "y", "--budget-epochs", "0"], "must be at least 1"),
+        (
+            ["x", "--output", "y", "--optim.epoch", "3"],
+            "unknown key optim.epoch; the nearest known key is optim.epochs",
+        ),
+    ],
+)
+def test_errors_of_use(
+    arguments: list[str],
+    message: str,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.symlink(tiny_data, tmp_path / "x")
+    assert main(["compare", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "y").exists()
+
+
+def test_the_list_shows_every_system(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{shown}" and system.text in shown for name, system in SYSTEMS.items())
+
+
+@pytest.fixture
+def comparing(tiny_settings: Settings, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`haste compare` in the first of two long runs."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump(tiny_settings(optim={"epochs": 400})))
+    command = [sys.executable, "-m", "haste.cli", "compare", str(settings), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 16: dev" in line:
+            break
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_run_and_comparison(
+    number: signal.Signals, comparing: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    comparing.send_signal(number)
+    _, said = comparing.communicate(timeout=60)
+    assert comparing.returncode == 130
+    assert said.splitlines()[-1] == ("haste: stopped; 0 of 2 runs are finished and stay, the same command goes on")
+    run = tmp_path / "out/runs/dense-seed0"
+    step = json.loads((run / "run.json").read_text())["step"]
+    assert os.readlink(run / "checkpoints/last") == f"step-{step}"
+    time.sleep(1)
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"

@@ -1,0 +1,186 @@
+import json
+import statistics
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haste.config import Config
+from haste.train.compare import Plan, Planned, open_comparison, planned_runs, prepare_sizes, read_runs, train_all
+from haste.train.files import write_json
+from haste.train.report import text_table, write_report
+from haste.train.report_results import epoch_seconds, read_comparison, series
+from haste.train.report_svg import Line, _ticks, bars, lines, points, stacks
+from haste.train.report_tables import tables
+from haste.train.trainer import train
+
+SYSTEMS = ["dense", "bottleneck", "spartex", "haste"]
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four systems with two seeds, haste with a variation too; read only."""
+    output = tmp_path_factory.mktemp("comparison") / "out"
+    config = Config.from_dict(
+        {
+            "data": {"path": str(tiny_data)},
+            "encoder": {"features": 32, "dropout": 0.2},
+            "output": {"fan_in": 8, "group_size": 4},
+            "rewire": {"interval": 5},
+            "optim": {"epochs": 4, "batch_size": 32, "warmup_steps": 3, "encoder": {"lr": 0.05}},
+            "run": {"dir": str(output), "threads": 1, "device": "cpu"},
+        }
+    )
+    plan = Plan(config=config, systems=SYSTEMS, seeds=[0, 1], vary=[{"output.grouping": "random"}], settings={})
+    sizes = prepare_sizes(config, plan.seeds, lambda line: None)
+    open_comparison(config, output)
+
+    def execute(run: Planned, log: Callable[[str], None]) -> None:
+        train(run.config, resume=True, log=log)
+
+    assert train_all(planned_runs(plan, sizes, output), output, execute=execute, log=lambda line: None) == {}
+    write_report(output)
+    return output
+
+
+def metrics(output: Path, name: str) -> dict[str, Any]:
+    return json.loads((output / "runs" / name / "metrics.json").read_text())
+
+
+def test_tables_hold_what_the_runs_say(compared: Path) -> None:
+    found = {table.title: table for table in tables(read_comparison(compared))}
+    accuracy = found["Accuracy on test"]
+    names = [
+        "dense",
+        "bottleneck",
+        "Spartex",
+        "Spartex (output.grouping=random)",
+        "HASTE",
+        "HASTE (output.grouping=random)",
+    ]
+    assert [row[0] for row in accuracy.rows] == names
+    values = [metrics(compared, f"haste-seed{seed}")["test"]["P@3"] for seed in (0, 1)]
+    row = dict(zip(accuracy.heads, accuracy.rows[4], strict=True))
+    assert row["P@3"] == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    assert row["seeds"] == "2"
+    cost = dict(zip(found["Cost"].heads, found["Cost"].rows[4], strict=True))
+    assert cost["fan-in / inputs"] == "8 / 32 (75.0 %)"
+    assert cost["head"] == "10 %"
+    record = json.loads((compared / "runs/haste-seed0/run.json").read_text())
+    assert cost["output layer"] == f"{record['model']['output']['bytes'] / 2**20:.1f}"
+    steps = found["Time of a step"]
+    parts = [float(cell) for cell in steps.rows[4][1:]]
+    assert sum(parts[:-1]) == pytest.approx(parts[-1], abs=0.05)
+    deciles = [float(cell) for cell in found["P@5 by label frequency"].rows[0][1:]]
+    assert sum(deciles[:-1]) == pytest.approx(deciles[-1], abs=0.06)
+    links = {
+        row[0]: dict(zip(found["Links of the tail"].heads, row, strict=True)) for row in found["Links of the tail"].rows
+    }
+    assert "dense" not in links
+    assert links["HASTE"]["rewirings"] == "4"
+    assert links["HASTE"]["from auxiliary"] == "-"
+    assert float(links["Spartex"]["from auxiliary"]) > 0
+
+
+def test_the_files_of_a_report(compared: Path) -> None:
+    page = (compared / "report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert page.count("<svg") == page.count("</svg>") == 11
+    text = (compared / "report.md").read_text()
+    for name in ("accuracy", "frequency", "training", "memory", "step", "rewired", "survivors", "weights", "gradients"):
+        assert f"(plots/{name}.svg)" in text
+        picture = ET.fromstring((compared / "plots" / f"{name}.svg").read_text())
+        assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+        assert any("HASTE" in (element.text or "") for element in picture.iter())
+    assert "- budget: 4 epochs, batches of 32" in text
+    report = json.loads((compared / "report.json").read_text())
+    assert report["split"] == "test"
+    assert report["systems"]["dense"]["metrics"]["P@1"][1] == metrics(compared, "dense-seed1")["test"]["P@1"]
+    assert report["missing"] == {}
+
+
+def test_names_are_escaped_and_missing_runs_are_said(compared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "copy"
+    output.mkdir()
+    (output / "runs").symlink_to(compared / "runs")
+    for name in ("config.yaml",):
+        (output / name).write_text((compared / name).read_text())
+    runs = {"haste-seed0": {**read_runs(compared)["haste-seed0"], "change": "data.path=<b>|&"}}
+    runs["dense-seed9"] = {"system": "dense", "sparsity": None, "change": "", "seed": 9, "failed": "no <luck>"}
+    write_json(output / "runs.json", runs)
+    page = write_report(output).read_text()
+    assert "HASTE (data.path=&lt;b&gt;|&amp;)" in page
+    assert "dense-seed9: no &lt;luck&gt;" in page
+    assert "HASTE (data.path=<b>\\|&)" in (output / "report.md").read_text()
+    write_json(output / "runs.json", {"dense-seed9": runs["dense-seed9"]})
+    assert "no &lt;luck&gt;" in write_report(output).read_text()
+    assert tables(read_comparison(output)) == []
+
+
+def test_runs_on_other_documents_are_refused(compared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "copy"
+    names = ["dense-seed0", "haste-seed0"]
+    for name in names:
+        folder = output / "runs" / name
+        folder.mkdir(parents=True)
+        for file in ("metrics.json", "run.json", "metrics.jsonl", "config.yaml"):
+            (folder / file).write_text((compared / "runs" / name / file).read_text())
+    write_json(output / "runs.json", {name: read_runs(compared)[name] for name in names})
+    assert len(read_comparison(output).entrants) == 2
+    record = json.loads((output / "runs/haste-seed0/run.json").read_text())
+    write_json(output / "runs/haste-seed0/run.json", {**record, "documents": "others"})
+    with pytest.raises(ValueError, match="dense-seed0 and haste-seed0 must have been trained on the same documents"):
+        read_comparison(output)
+
+
+def test_numbers_of_a_run(compared: Path) -> None:
+    haste = next(entrant for entrant in read_comparison(compared).entrants if entrant.name == "HASTE")
+    result = haste.results[0]
+    assert epoch_seconds(result) == pytest.approx(result.record["seconds"]["train"] / 4)
+    half = replace(result, history=[row for row in result.history if row["step"] <= 16])
+    assert epoch_seconds(half) == pytest.approx(result.record["seconds"]["train"] / 2)
+    epochs, values = series(haste, "dev", "P@1")
+    assert epochs == [1, 2, 3, 4]
+    rows = [[row["P@1"] for row in r.history if row["kind"] == "dev"] for r in haste.results]
+    assert values == pytest.approx([statistics.mean(pair) for pair in zip(*rows, strict=True)])
+
+
+def test_text_tables_line_up(compared: Path) -> None:
+    table = text_table(tables(read_comparison(compared))[0]).splitlines()
+    assert table[0] == "Accuracy on test"
+    assert len({len(line) for line in table[1:]}) == 1
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        lambda: lines("a < b", "x", "y", [Line(name="one & two", x=[0, 1], y=[3, 3]), Line(name="empty", x=[], y=[])]),
+        lambda: lines("nothing", "x", "y", []),
+        lambda: points("p", "x", "y", [Line(name="n", x=[0.0], y=[0.0])]),
+        lambda: bars("b", "y", ["g"], ["n", "m"], [[1.0], [2.0]], [[0.1], [0.0]], zero=False),
+        lambda: stacks("s", "y", ["g", "h"], ["n"], [[1.0, 1e-9]]),
+    ],
+)
+def test_pictures_are_well_formed(picture: Callable[[], str]) -> None:
+    ET.fromstring(picture())
+
+
+def test_lines_go_where_their_values_are() -> None:
+    root = ET.fromstring(lines("t", "x", "y", [Line(name="n", x=[0, 5, 10], y=[0, 50, 100])]))
+    line = next(element for element in root.iter() if element.tag.endswith("polyline"))
+    points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert points[1] == pytest.approx([(a + b) / 2 for a, b in zip(points[0], points[2], strict=True)], abs=0.2)
+    assert points[0][0] < points[2][0]
+    assert points[0][1] > points[2][1]  # up is less
+
+
+@pytest.mark.parametrize("values", [[0, 1], [3.2, 47.9], [0.001, 0.0012], [5, 5], [0, 0], [-3, 4], [1e6, 3e6], []])
+def test_ticks_are_few_and_around_the_values(values: list[float]) -> None:
+    ticks = _ticks(values)
+    assert 2 <= len(ticks) <= 8
+    assert ticks[0] <= min(values, default=0)
+    assert ticks[-1] >= max(values, default=1)
