@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from haste.bench import _sweep, cpu_memory, cpu_step, fused_step, memory, paper_kernels, plot, topk
+from haste.bench._case import Case
 from haste.bench._gpu import NoGpuError, require_gpu
 from haste.bench._harness import CheckError
 from haste.bench._run import OURS, Options, table
@@ -36,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plot:
         if not options.output:
             parser.error("--plot needs --output PICTURE.svg")
-        plot.draw([Path(name) for name in options.plot], Path(options.output))
+        try:
+            plot.draw([Path(name) for name in options.plot], Path(options.output))
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
         return 0
     chosen = options.claim or _default_claims(options.smoke)
     if options.smoke and (named := [name for name in chosen if name in CPU_CLAIMS]):
@@ -64,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         "--claim", choices=sorted(CLAIMS), action="append", help="default: all that run here; may be repeated"
     )
     parser.add_argument("--case", action="append", help="of a GPU claim, such as A; default: all; may be repeated")
+    parser.add_argument(
+        "--variant", choices=LABELS, action="append", help="GPU claims: default: all of the claim; may be repeated"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON line per claim, or per case and operation")
     parser.add_argument("--output", help="append the JSON lines to this file too; with --plot, the picture")
     parser.add_argument("--smoke", action="store_true", help="GPU claims on tiny shapes, checked but not timed")
@@ -96,13 +103,25 @@ def _records(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     device = torch.device(options.device) if options.smoke else require_gpu(name)
     claim = GPU_CLAIMS[name]
     known = {case.name: case for case in claim.CASES}
-    wanted = options.case or list(known)
+    wanted = options.case or (_distinct(known) if options.smoke else list(known))
     if unknown := [case for case in wanted if case not in known]:
         raise ValueError(f"case ({unknown[0]}) must be one of {', '.join(known)}")
     if options.sweep and name != "fused-step":
         raise ValueError(f"--sweep must go with --claim fused-step, not {name}")
-    settings = Options(device=device, smoke=options.smoke, sweep=options.sweep, limit=options.limit, **repeats)
+    settings = Options(
+        device=device,
+        smoke=options.smoke,
+        sweep=options.sweep,
+        limit=options.limit,
+        variants=tuple(options.variant or ()),
+        **repeats,
+    )
     yield from claim.records([known[case] for case in wanted], settings)
+
+
+def _distinct(known: dict[str, Case]) -> list[str]:
+    """Return cases whose smoke runs differ."""
+    return list({tuple(case.tiny().shape().items()): name for name, case in known.items()}.values())
 
 
 def _show(name: str, record: dict[str, Any], options: argparse.Namespace) -> None:

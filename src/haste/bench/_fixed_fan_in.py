@@ -6,6 +6,7 @@ can help: neighbouring labels read different inputs. (ECML 2023, arXiv 2306.0372
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -59,7 +60,7 @@ def backward_features_kernel(
 @triton.jit
 def backward_weights_kernel(
     g, x, indices, out, batch, labels, stride_b, stride_h,
-    FAN_IN: tl.constexpr, TILE_L: tl.constexpr, TILE_B: tl.constexpr,
+    FAN_IN: tl.constexpr, TILE_L: tl.constexpr, TILE_B: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * TILE_L + tl.arange(0, TILE_L)
     live = rows < labels
@@ -67,13 +68,17 @@ def backward_weights_kernel(
     for f in range(FAN_IN):
         column = tl.load(indices + links + f, mask=live, other=0).to(tl.int32)
         total = tl.zeros((TILE_L,), tl.float32)
-        for start in range(0, batch, TILE_B):
-            points = start + tl.arange(0, TILE_B)
+        for block in range(BLOCKS):
+            points = block * TILE_B + tl.arange(0, TILE_B)
             both = (points < batch)[:, None] & live[None, :]
             slopes = tl.load(g + points[:, None].to(tl.int64) * labels + rows[None, :], mask=both, other=0)
             read = tl.load(x + points[:, None] * stride_b + column[None, :] * stride_h, mask=both, other=0)
             total += tl.sum(slopes.to(tl.float32) * read.to(tl.float32), axis=0)
         tl.store(out + links + f, total.to(out.dtype.element_ty), mask=live)
+
+
+def _blocks(x: Tensor) -> int:
+    return triton.cdiv(len(x), TILE_BATCH)
 
 
 class FixedFanIn(Variant):
@@ -101,27 +106,28 @@ class FixedFanIn(Variant):
     def inputs(self, features: Tensor) -> Tensor:
         return self._laid_out(features.detach())
 
-    def _launch(self, kernel: triton.JITFunction, first: Tensor, second: Tensor, out: Tensor, like: Tensor) -> None:
+    def _launch(
+        self, kernel: Any, first: Tensor, second: Tensor, out: Tensor, like: Tensor, tiles: int, **constants: int
+    ) -> None:
         labels, fan_in = self.weight.shape
-        tiles = 1 if kernel is backward_weights_kernel else triton.cdiv(len(like), TILE_BATCH)
         kernel[(triton.cdiv(labels, TILE_LABELS), tiles)](
             first, second, self.indices, out, len(like), labels, *like.stride(),
-            FAN_IN=fan_in, TILE_L=TILE_LABELS, TILE_B=TILE_BATCH,
+            FAN_IN=fan_in, TILE_L=TILE_LABELS, TILE_B=TILE_BATCH, **constants,
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.empty((len(x), len(self.weight)), dtype=self.logits_dtype, device=self.device)
-        self._launch(forward_kernel, x, self.weight, out, x)
+        self._launch(forward_kernel, x, self.weight, out, x, _blocks(x))
         return out
 
     def backward_features(self, x: Tensor, g: Tensor) -> Tensor:
         out = torch.zeros_like(x, dtype=torch.float32)  # keeps the layout
-        self._launch(backward_features_kernel, g, self.weight, out, out)
+        self._launch(backward_features_kernel, g, self.weight, out, out, _blocks(x))
         return out
 
     def backward_weights(self, x: Tensor, g: Tensor) -> Tensor:
         out = torch.empty_like(self.weight)
-        self._launch(backward_weights_kernel, g, x, out, x)
+        self._launch(backward_weights_kernel, g, x, out, x, 1, BLOCKS=_blocks(x))
         return out[:, None, :]
 
     def weight_bytes(self) -> int:

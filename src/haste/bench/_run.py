@@ -26,6 +26,7 @@ class Options:
     """How claims are run: on which device, timed or only walked through (smoke), how often.
 
     sweep: time all plans of the fused step; limit: seconds for each half of that, compiling and trying; None is none.
+    variants: names of those to run; none named, all.
     """
 
     device: torch.device
@@ -33,6 +34,7 @@ class Options:
     repeats: int = 20
     sweep: bool = False
     limit: float | None = None
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -98,6 +100,8 @@ def run_case(
     outcome = Outcome()
     fitting: list[type[Variant]] = []
     for kind in kinds:
+        if options.variants and kind.name not in options.variants:
+            continue
         if options.device.type == "cuda" and kind.memory(case, operations) > _free(options.device) * _SPARE:
             needed, free = kind.memory(case, operations) / 1e9, _free(options.device) / 1e9
             _refuse(outcome, operations, kind.name, f"needs about {needed:.0f} GB, {free:.0f} GB are free")
@@ -218,6 +222,10 @@ def table(record: Mapping[str, Any], labels: Mapping[str, str]) -> str:
                 f"{record['host_ms'][name]:>9.2f}"
             )
     lines += [f"{labels.get(name, name):<38}not run: {reason}" for name, reason in record["not_run"].items()]
+    for name, peak in record.get("peak", {}).items():
+        lines.append(
+            f"{labels.get(name, name):<38}weights {peak['weights']:,.0f} MB, a step beyond {peak['beyond']:,.0f} MB"
+        )
     for name, text in record.get("claims", {}).items():
         lines.append(f"claim {name}: {text}")
     return "\n".join(lines)

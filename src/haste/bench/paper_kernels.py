@@ -57,6 +57,8 @@ def records(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
         if options.device.type != "cuda":
             for operation in OPERATIONS:
                 for name in (BASELINE, f"{BASELINE}_columns"):
+                    if options.variants and name not in options.variants:
+                        continue
                     outcome.not_run.setdefault(operation, {})[name] = "Triton kernels, on a GPU only"
         for record in _run.records("paper-kernels", timed, outcome, OPERATIONS, options):
             yield record | {"claims": _claims(outcome, record["operation"])}

@@ -1,4 +1,4 @@
-"""A picture of records: times of the variants over the number of labels, and bars case by case, beside the roof."""
+"""A picture of records: times of the variants over the number of labels and case by case, beside the roof."""
 
 import json
 from collections.abc import Sequence
@@ -61,14 +61,18 @@ def draw(files: Sequence[Path], output: Path) -> None:
     figure = Figure(figsize=(7.5 * across, 4.5 * down), layout="constrained")
     names = [name for name in LABELS if any(name in r["ms"] for group in groups.values() for r in group)]
     colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    legend: dict[str, Any] = {}
     for number, (title, group) in enumerate(groups.items(), 1):
         axes = figure.add_subplot(down, across, number)
-        (_draw_lines if title.endswith("by labels") else _draw_bars)(axes, group, colours)
+        (_draw_lines if title.endswith("by labels") else _draw_points)(axes, group, colours)
         axes.set_title(title)
         axes.set_ylabel("ms")
-        axes.legend(fontsize="small")
+        axes.set_yscale("log")
+        for name, label in zip(*axes.get_legend_handles_labels()[::-1], strict=True):
+            legend.setdefault(name, label)
     first = next(iter(groups.values()))[0]
     versions = ", ".join(f"{name} {found}" for name, found in first["versions"].items())
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(f"{first['device']['name']}; {versions}; commit {first['commit'] or 'unknown'}", fontsize="small")
     figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None)
 
@@ -86,25 +90,21 @@ def _draw_lines(axes: Any, group: Sequence[dict[str, Any]], colours: dict[str, s
             low, high = zip(*(r["spread"][name] for r in held), strict=True)
             axes.fill_between(labels, low, high, color=colour, alpha=0.2, linewidth=0)
             if name == "haste":
-                axes.plot(labels, [_floor(r, name) for r in held], color=colour, linestyle=":", label="haste, roof")
+                axes.plot(labels, [_floor(r, name) for r in held], color=colour, linestyle=":")
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("labels")
+    axes.set_xlabel("labels; dotted: the roof of haste, the time that bytes and FLOP take at least")
 
 
-def _draw_bars(axes: Any, group: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
+def _draw_points(axes: Any, group: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
     here = [name for name in colours if any(name in record["ms"] for record in group)]
-    width = 0.8 / max(1, len(here))
     for number, name in enumerate(here):
-        for place, record in enumerate(group):
-            if name not in record["ms"]:
-                continue
-            at, (low, high), ms = place + (number + 0.5) * width - 0.4, record["spread"][name], record["ms"][name]
-            label = None if axes.get_legend_handles_labels()[1].count(LABELS[name]) else LABELS[name]
-            errors = [[max(0.0, ms - low)], [max(0.0, high - ms)]]
-            axes.bar(at, ms, width, color=colours[name], label=label, yerr=errors, error_kw={"linewidth": 0.8})
-            floor = _floor(record, name)
-            axes.hlines(floor, at - width / 2, at + width / 2, color="black", linewidth=1)
-    axes.set_yscale("log")
+        held = [(place, record) for place, record in enumerate(group) if name in record["ms"]]
+        at = [place + 0.8 * (number + 0.5) / len(here) - 0.4 for place, _ in held]
+        ms = [record["ms"][name] for _, record in held]
+        low, high = zip(*(record["spread"][name] for _, record in held), strict=True)
+        axes.vlines(at, low, high, color=colours[name])
+        axes.plot(at, ms, "o", color=colours[name], label=LABELS[name])
+        floors = [_floor(record, name) for _, record in held]
+        axes.plot(at, floors, "_", color=colours[name], markersize=12, label="_")
     axes.set_xticks(range(len(group)), [record["case"] for record in group])
-    axes.set_xlabel("black: the roof, the time that bytes and FLOP take at least")
+    axes.set_xlabel("dashes: the roof, the time that bytes and FLOP take at least")
