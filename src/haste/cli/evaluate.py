@@ -20,22 +20,24 @@ def run(argv: list[str]) -> None:
         nargs=2,
         type=float,
         metavar=("A", "B"),
-        help="constants of PSP and PSnDCG (default 0.55 1.5; Wikipedia 0.5 0.4, Amazon 0.6 2.6)",
+        help="constants of PSP and PSnDCG (default those of the run; Wikipedia 0.5 0.4, Amazon 0.6 2.6)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
 
-    from haste.train.evaluate import PROPENSITY, evaluate_run
+    from haste.train.evaluate import evaluate_run, find_model
+    from haste.train.model_folder import load_model
 
-    a, b = options.propensity or PROPENSITY
+    trained = load_model(find_model(options.run), device=options.device)
+    constants = trained.config.data.propensity
+    a, b = options.propensity or (constants.a, constants.b)
     metrics = evaluate_run(
-        options.run,
+        trained,
         options.split,
         path=options.data,
         propensity=(a, b),
         use_filter=not options.no_filter,
-        device=options.device,
     )
     if options.json:
         print(json.dumps({options.split: metrics, "propensity": {"a": a, "b": b}}, indent=2))

@@ -9,17 +9,31 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from haste.config._checked import Checked, hints, is_section, require
-from haste.config._sections import Auxiliary, Data, Encoder, Optim, OptimEncoder, OptimOutput, Output, Rewire, Run
+from haste.config._sections import (
+    Auxiliary,
+    Data,
+    Encoder,
+    Expected,
+    Optim,
+    OptimEncoder,
+    OptimOutput,
+    Output,
+    Propensity,
+    Rewire,
+    Run,
+)
 
 __all__ = [
     "Auxiliary",
     "Config",
     "Data",
     "Encoder",
+    "Expected",
     "Optim",
     "OptimEncoder",
     "OptimOutput",
     "Output",
+    "Propensity",
     "Rewire",
     "Run",
     "Setting",

@@ -8,6 +8,40 @@ from haste.config._checked import Checked, require
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected(Checked):
+    """What a data set is known to hold; a run says where it finds anything else.
+
+    train: training documents (null = not known), those that dev is drawn from too
+    test: test documents
+    labels: labels, those without a training document too
+    """
+
+    _section: ClassVar[str] = "data.expected"
+    train: int | None = None
+    test: int | None = None
+    labels: int | None = None
+
+    def _check(self) -> None:
+        self._at_least(1, "train", "test", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Propensity(Checked):
+    """Constants of PSP and PSnDCG (Jain et al., 2016).
+
+    a: exponent of the labels' frequencies
+    b: added to them
+    """
+
+    _section: ClassVar[str] = "data.propensity"
+    a: float = 0.55
+    b: float = 1.5
+
+    def _check(self) -> None:
+        self._at_least(0, "a", "b")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(Checked):
     """Where the documents and labels come from and how text becomes terms.
 
@@ -27,6 +61,7 @@ class Data(Checked):
     max_tokens: of a text, for a transformer; longer texts are cut
     dev_fraction: part of train used as dev where there is no dev file (0 = no dev split)
     cache: folder of the data sets made from the files (null = $HASTE_CACHE, else ~/.cache/haste)
+    origin: where the data comes from; said where it is missing
     """
 
     _section: ClassVar[str] = "data"
@@ -46,9 +81,12 @@ class Data(Checked):
     max_tokens: int = 128
     dev_fraction: float = 0.05
     cache: str | None = None
+    origin: str | None = None
+    expected: Expected = field(default_factory=Expected)
+    propensity: Propensity = field(default_factory=Propensity)
 
     def _check(self) -> None:
-        for name in ("path", "dev", "test", "text", "labels", "id", "separator", "cache"):
+        for name in ("path", "dev", "test", "text", "labels", "id", "separator", "cache", "origin"):
             require(getattr(self, name) != "", self._key(name), "''", "not be empty")
         require(self.ngrams in (1, 2), "data.ngrams", self.ngrams, "be 1 (unigrams) or 2 (uni- and bigrams)")
         self._at_least(1, "max_features", "min_df", "max_tokens")

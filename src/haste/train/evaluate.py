@@ -133,31 +133,33 @@ def _all_counts(truth: csr_matrix, labels: Labels) -> np.ndarray:
 
 
 def evaluate_run(
-    run: Path,
+    run: Path | TrainedModel,
     split: str = "test",
     *,
     path: str | None = None,
-    propensity: tuple[float, float] = PROPENSITY,
+    propensity: tuple[float, float] | None = None,
     use_filter: bool = True,
     device: str = "auto",
 ) -> dict[str, float]:
     """Metrics of a finished run's model on a split of its data.
 
     Args:
-        run: run folder.
+        run: run folder, model folder, or a model that is loaded already.
         split: train, dev or test.
         path: data to use instead of the run's `data.path`.
-        propensity: a and b of the propensity-scored metrics.
+        propensity: a and b of the propensity-scored metrics; None = the run's `data.propensity`.
         use_filter: never predict what the data's filter files list.
         device: where to compute.
 
     Raises:
         ValueError: the run has no model, or the data no such split.
     """
-    trained = load_model(find_model(run), device=device)
+    trained = run if isinstance(run, TrainedModel) else load_model(find_model(run), device=device)
     documents = read_split(trained, split, path)
     if not use_filter:
         documents = replace(documents, filter=None)
+    constants = trained.config.data.propensity
+    propensity = propensity or (constants.a, constants.b)
     return evaluate_split(
         trained.model, documents, trained.labels, num_points=trained.num_points, propensity=propensity
     )

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from haste.config import Config
-from haste.data.dataset import Dataset, load_dataset
+from haste.data.dataset import Dataset
 from haste.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 from haste.train.device import compute_settings
-from haste.train.evaluate import PROPENSITY, K, predict_topk, score_deciles, score_ranking
+from haste.train.evaluate import K, predict_topk, score_deciles, score_ranking
 from haste.train.files import write_json
+from haste.train.given_data import load_given
 from haste.train.loop import Loop
 from haste.train.model_folder import TrainedModel, save_model
 from haste.train.progress import Progress, duration, print_line
@@ -56,7 +57,7 @@ def train(
         return folder.path
     with compute_settings(config.run) as device:
         started = time.perf_counter()
-        dataset = dataset or load_dataset(config.data, seed=config.run.seed, log=say)
+        dataset = dataset or load_given(config, log=say)
         if config.run.patience and dataset.dev is None:
             raise ValueError(
                 f"run.patience ({config.run.patience}) must be 0 without a dev split; set data.dev_fraction"
@@ -226,7 +227,7 @@ class _Run:
         )
         save_model(self.folder.model, model, metrics)
         self._write_record("finished", model_step=step)
-        a, b = PROPENSITY
+        a, b = self._propensity()
         filtered = {name: f.nnz for name in metrics if (f := getattr(self.dataset, name).filter) is not None}
         more = {"step": step, "propensity": {"a": a, "b": b}, **({"filter": filtered} if filtered else {})}
         if by_decile:
@@ -247,7 +248,12 @@ class _Run:
         split, labels = getattr(self.dataset, name), self.dataset.labels
         with self._timed("evaluate"):
             ids = predict_topk(self.loop.model, split, K, tick=self.stop.check)[1]
-            return score_ranking(ids, split.truth, labels, num_points=len(self.dataset.train)), ids
+            points = len(self.dataset.train)
+            return score_ranking(ids, split.truth, labels, num_points=points, propensity=self._propensity()), ids
+
+    def _propensity(self) -> tuple[float, float]:
+        constants = self.config.data.propensity
+        return constants.a, constants.b
 
     def _step_times(self) -> dict[str, float]:
         """Milliseconds of the parts of a step, mean of those since the last call."""
