@@ -34,7 +34,7 @@ def test_an_empty_folder_and_an_unset_variable_are_missing_data(
     with pytest.raises(ValueError, match="empty: there is no data; it is Amazon-670K"):
         train(tiny_config(data={"path": str(tmp_path / "empty"), **ORIGIN}))
     monkeypatch.delenv("HASTE_NOT_SET", raising=False)
-    with pytest.raises(ValueError, match="export HASTE_NOT_SET=... first; it is Amazon-670K .* 490,449 training"):
+    with pytest.raises(ValueError, match=r"export HASTE_NOT_SET=\.\.\. first; it is Amazon-670K .* 490,449 training"):
         train(tiny_config(data={"path": "${HASTE_NOT_SET}/x", **ORIGIN}))
 
 
