@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from haste.cli import compare as compare_cli
 from haste.cli import main
 from haste.config import Config
 from haste.train import compare
@@ -104,11 +105,14 @@ def test_finished_runs_are_not_repeated_and_a_failed_one_does_not_stop_the_other
     assert failed == {"dense-seed0": "out of luck"}
     assert trained == ["dense-seed0", "haste-seed0", "dense-seed1", "haste-seed1"]
     assert len(reports) == 4
+    assert not (output / "runs/haste-seed0/checkpoints").exists()
+    assert (output / "runs/haste-seed0/model/config.json").is_file()
     assert read_runs(output)["dense-seed0"]["failed"] == "out of luck"
 
     before = (output / "runs/haste-seed0/metrics.json").stat().st_mtime_ns
     said: list[str] = []
-    assert train_all(runs, output, execute=here, log=said.append) == {}
+    assert train_all(runs, output, execute=here, keep_checkpoints=True, log=said.append) == {}
+    assert (output / "runs/dense-seed0/checkpoints/last").is_dir()
     assert "3 of 4 runs are finished already" in said
     assert any(line.startswith("run 1 of 1: dense, seed 0") for line in said)
     assert (output / "runs/haste-seed0/metrics.json").stat().st_mtime_ns == before
@@ -190,9 +194,9 @@ def test_the_command_trains_and_reports(
     # the second run diverges
     command = ["compare", str(settings), "--systems", "haste,dense", "--budget-epochs", "2", "--output", str(output)]
     command += ["--set", "dense.optim.encoder.lr=1e30", "--run.evaluate_every", "2"]
-    assert main([*command, "--dry-run"]) == 0
+    assert main([*command, "--dry-run", "--run.seed", "7"]) == 0
     assert not output.exists()
-    assert "dense-seed0\n    optim.encoder.lr 1e+30" in capsys.readouterr().out
+    assert "dense-seed7\n    optim.encoder.lr 1e+30" in capsys.readouterr().out
     assert main(command) == 1
     shown = capsys.readouterr()
     assert "run 2 of 2: dense, seed 0; about" in shown.err
@@ -242,6 +246,13 @@ def test_the_list_shows_every_system(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["compare", "--list"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{name} " in f"\n{shown}" and system.text in shown for name, system in SYSTEMS.items())
+
+
+def test_the_page_has_every_system_and_option() -> None:
+    page = (Path(__file__).parents[2] / "docs/compare.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{name}` |" in page for name in SYSTEMS)
+    options = {option for action in compare_cli._parser()._actions for option in action.option_strings}
+    assert [option for option in sorted(options - {"-h", "--help"}) if option not in page] == []
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_tables_hold_what_the_runs_say(compared: Path) -> None:
     assert cost["fan-in / inputs"] == "8 / 32 (75.0 %)"
     assert cost["head"] == "10 %"
     record = json.loads((compared / "runs/haste-seed0/run.json").read_text())
-    assert cost["output layer"] == f"{record['model']['output']['bytes'] / 2**20:.1f}"
+    assert cost["output layer"] == f"{record['model']['output']['bytes'] / 2**20:.2f}"
     steps = found["Time of a step"]
     parts = [float(cell) for cell in steps.rows[4][1:]]
     assert sum(parts[:-1]) == pytest.approx(parts[-1], abs=0.05)

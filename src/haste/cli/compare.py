@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
     plan = compare.Plan(
         config=config,
         systems=_systems(options.systems),
-        seeds=_numbers("--seeds", options.seeds, int),
+        seeds=_numbers("--seeds", options.seeds, int) if options.seeds else [config.run.seed],
         sparsities=_numbers("--sparsity", options.sparsity, float) if options.sparsity else (None,),
         vary=_variations(options.vary),
         settings=_own_settings(options.set),
@@ -60,7 +60,9 @@ def run(argv: list[str]) -> int:
         _show(runs, config)
         return 0
     compare.open_comparison(config, output)
-    failed = compare.train_all(runs, output, after=lambda: _quietly_report(output))
+    failed = compare.train_all(
+        runs, output, after=lambda: write_report(output), keep_checkpoints=options.keep_checkpoints
+    )
     page = write_report(output)
     found = tables(read_comparison(output))
     print("\n\n".join(text_table(table) for table in found[:2]))
@@ -83,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("settings", nargs="?", metavar="CONFIG | DATA", help="settings that all runs share, or data to choose them for")
     add("--systems", default="dense,haste", help="names separated by commas (default dense,haste; see --list)")
-    add("--seeds", default="0", help="whole numbers separated by commas (default 0)")
+    add("--seeds", help="whole numbers separated by commas (default run.seed)")
     add("--output", type=Path, metavar="DIR", help="folder of the comparison")
     add("--budget-epochs", type=positive, metavar="N", help="epochs of every run, instead of the settings'")
     add(
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "each value; rewire.regrow=none keeps links as they are; may be repeated",
     )
     add("--set", action="append", default=[], metavar="SYSTEM.KEY=VALUE", help="a setting of one system only")
+    add("--keep-checkpoints", action="store_true", help="of finished runs; their models stay in any case")
     add("--dry-run", action="store_true", help="show the runs and what each changes, train nothing")
     add("--list", action="store_true", help="show the systems")
     return parser
@@ -174,10 +177,3 @@ def _show(runs: list[Any], config: Any) -> None:
         changes = differing_keys(shared, run.config.to_dict())
         kept = {key: new for key, (_, new) in changes.items() if key not in ("run.dir", "run.diagnostics_every")}
         print(f"{run.name}\n    " + ("  ".join(f"{key} {value}" for key, value in kept.items()) or "as the settings"))
-
-
-def _quietly_report(output: Path) -> None:
-    """The report of what is there so far, in case the rest never comes."""
-    from haste.train.report import write_report
-
-    write_report(output)

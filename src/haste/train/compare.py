@@ -6,6 +6,7 @@ and the report. Runs that are finished are not repeated, one that was stopped go
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,7 +183,8 @@ def train_all(
     output: Path,
     *,
     execute: Execute | None = None,
-    after: Callable[[], None] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+    keep_checkpoints: bool = False,
     log: Callable[[str], None] = print_line,
 ) -> dict[str, str]:
     """Train what is not finished, one run after the other.
@@ -192,6 +194,7 @@ def train_all(
         output: folder of the comparison.
         execute: trains one run and returns when it is over; default a process of its own, whose memory is its own.
         after: called after every run that was trained.
+        keep_checkpoints: of finished runs too; they take several times the space of the model, which always stays.
         log: takes lines of text.
 
     Returns:
@@ -203,6 +206,13 @@ def train_all(
     """
     folders = {run.name: RunFolder(run.config, resume=True) for run in runs}
     todo = [run for run in runs if not folders[run.name].finished]
+
+    def clear() -> None:
+        for folder in folders.values():
+            if folder.finished and not keep_checkpoints:
+                shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+    clear()
     if len(todo) < len(runs):
         log(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already")
     _note(output, {run.name: _entry(run) for run in runs})
@@ -226,6 +236,7 @@ def train_all(
         else:
             spent.append((run, time.monotonic() - started))
             _note(output, {run.name: _entry(run)})
+        clear()
         after()
     return failed
 

@@ -19,7 +19,6 @@ from haste.train.report_results import (
 )
 
 ACCURACY = ("P@1", "P@3", "P@5", "nDCG@3", "nDCG@5", "PSP@1", "PSP@3", "PSP@5")
-_MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,9 @@ def tables(comparison: Comparison) -> list[Table]:
                 e.name,
                 _fan_in(e.results[0]),
                 _head(e.results[0]),
-                _mean([r.record["model"]["output"]["bytes"] / _MIB for r in e.results], 1, spread=False),
-                _mean([r.record["model"]["encoder"]["bytes"] / _MIB for r in e.results], 1, spread=False),
-                _mean(e.values(lambda r: r.record[memory] / _MIB if memory in r.record else None), 0, spread=False),
+                _size([r.record["model"]["output"]["bytes"] for r in e.results]),
+                _size([r.record["model"]["encoder"]["bytes"] for r in e.results]),
+                _size(e.values(lambda r: r.record.get(memory))),
                 duration(statistics.fmean(map(epoch_seconds, e.results))),
                 duration(statistics.fmean(r.record["seconds"]["train"] for r in e.results)),
             ]
@@ -164,11 +163,18 @@ def _step_times(entrants: Sequence[Entrant]) -> list[tuple[Entrant, list[float]]
     return [(entrant, [step_milliseconds(entrant, part) for part in parts]) for entrant in entrants]
 
 
-def _mean(values: Sequence[float], digits: int = 2, *, spread: bool = True) -> str:
+def _mean(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, where there are several values."""
+    text = f"{statistics.fmean(values):.2f}"
+    return f"{text} ± {statistics.stdev(values):.2f}" if len(values) > 1 else text
+
+
+def _size(values: Sequence[float]) -> str:
+    """Mean of bytes, in MiB."""
     if not values:
         return "-"
-    text = f"{statistics.fmean(values):,.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if spread and len(values) > 1 else text
+    mean = statistics.fmean(values) / 2**20
+    return f"{mean:.2f}" if mean < 10 else f"{mean:,.0f}"
 
 
 def _fan_in(result: Result) -> str:
