@@ -64,6 +64,25 @@ def test_keys_of_a_partial_file_can_be_checked_alone() -> None:
         ("rewire", {"fraction": 2.0}, r"rewire.fraction \(2.0\)"),
         ("rewire", {"end": -0.1}, r"rewire.end \(-0.1\)"),
         ("rewire", {"interval": -1}, r"rewire.interval \(-1\)"),
+        ("output", {"fan_in": -1}, r"output.fan_in \(-1\) must be at least 0"),
+        ("output", {"intermediate": 64}, r"output.fan_in \(128\) must not exceed output.intermediate \(64\); lower"),
+        ("output", {"block": 16}, r"rewire.regrow \(gradient\) must be random where output.block or output.duplicates"),
+        ("output", {"duplicates": True}, r"rewire.regrow \(gradient\) must be random .*; or set rewire.interval: 0"),
+        ("output", {"block": 5}, r"output.block \(5\) must divide output.fan_in"),
+        ("output", {"block": 16, "duplicates": True}, r"output.duplicates \(True\) must be false with output.block"),
+        ("output", {"block": 0}, r"output.block \(0\) must be at least 1"),
+        (
+            "encoder",
+            {"name": "bert-base-uncased"},
+            r"encoder.name \(bert-base-uncased\) must be given with encoder.kind",
+        ),
+        ("encoder", {"kind": "transformer"}, r"encoder.name \(None\) must be given with encoder.kind transformer"),
+        ("encoder", {"dtype": "bfloat16"}, r"encoder.dtype \(bfloat16\) must be float32 unless optim.encoder.name is"),
+        ("optim", {"encoder": {"state_dtype": "bfloat16"}}, r"optim.encoder.state_dtype \(bfloat16\) must be float32"),
+        ("auxiliary", {"clusters": -1}, r"auxiliary.clusters \(-1\) must be at least 0"),
+        ("auxiliary", {"end": 1.5}, r"auxiliary.end \(1.5\) must be in \[0, 1\]"),
+        ("data", {"expected": {"train": 0}}, r"data.expected.train \(0\) must be at least 1"),
+        ("data", {"propensity": {"a": -1.0}}, r"data.propensity.a \(-1.0\) must be at least 0"),
         ("optim", {"epochs": 0}, r"optim.epochs \(0\) must be at least 1"),
         ("optim", {"encoder": {"lr": -1.0}}, r"optim.encoder.lr \(-1.0\)"),
         ("optim", {"encoder": {"lr": float("nan")}}, r"optim.encoder.lr \(nan\) must be finite"),
@@ -99,6 +118,12 @@ def test_values_of_the_wrong_type_are_refused(section: str, values: dict, messag
     config[section] = {**config.get(section, {}), **values}
     with pytest.raises(TypeError, match=message):
         Config.from_dict(config)
+
+
+def test_an_auxiliary_classifier_needs_an_encoder() -> None:
+    values = {"data": {"path": "x"}, "encoder": {"kind": "features", "features": 0}, "auxiliary": {"clusters": 5}}
+    with pytest.raises(ValueError, match=r"auxiliary.clusters \(5\) must be 0 where given features go straight"):
+        Config.from_dict(values)
 
 
 def test_data_path_must_be_given() -> None:

@@ -337,3 +337,14 @@ def test_the_fraction_may_stay_constant() -> None:
 
 def test_interval_0_never_rewires() -> None:
     assert not any(_schedule(interval=0).fraction_at(step) for step in range(101))
+
+
+def test_a_threshold_falls_as_the_fraction_does() -> None:
+    schedule = _schedule(fraction=0.0, threshold=0.02)
+    steps = [t for t in range(1, 200) if schedule.due(t)]
+    assert steps == [t for t in range(1, 200) if _schedule(fraction=0.3).due(t)]
+    fractions = [_schedule(fraction=0.3).fraction_at(t) for t in steps]
+    assert [schedule.threshold_at(t) for t in steps] == pytest.approx([f * 0.02 / 0.3 for f in fractions])
+    assert _schedule(threshold=0.02, schedule="constant").threshold_at(steps[-1]) == 0.02
+    assert _schedule().threshold_at(steps[0]) is None
+    assert not any(_schedule(fraction=0.0).due(t) for t in range(200))

@@ -185,3 +185,27 @@ def test_sizes_of_given_features_that_do_not_fit(sizes: tuple[int, int, int]) ->
         ValueError, match=r"num_inputs .* must be at least 1, features .* and hidden .* at least 0, and"
     ):
         Features(*sizes)
+
+
+@pytest.mark.parametrize("hidden", [0, 7])
+def test_a_bfloat16_bag_is_the_float32_one_but_for_rounding(hidden: int) -> None:
+    wide = Bag(30, 5, hidden, normalize=True, seed=1)
+    narrow = Bag(30, 5, hidden, normalize=True, seed=1).to(torch.bfloat16)
+    wide.load_state_dict({name: tensor.float() for name, tensor in narrow.state_dict().items()})
+    batch = torch.tensor([0, 3, 3, 5]), torch.tensor([4, 9, 29, 0, 4]), torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0])
+    results = [encoder(batch) for encoder in (wide, narrow)]
+    assert results[1].dtype == torch.bfloat16
+    torch.testing.assert_close(results[1].float(), results[0], rtol=2e-2, atol=1e-3)
+    for result in results:
+        (result.float() * torch.arange(1.0, 16.0).view(3, 5)).sum().backward()
+    found, expected = narrow.embedding.grad, wide.embedding.grad
+    assert found.is_sparse
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.to_dense().float(), expected.to_dense(), rtol=3e-2, atol=1e-2)
+
+
+def test_bfloat16_layers_of_given_features() -> None:
+    encoder = Features(6, 4, seed=1).to(torch.bfloat16)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    expected = torch.relu(x @ encoder.first.weight.float().t())
+    torch.testing.assert_close(encoder(x).float(), expected, rtol=2e-2, atol=2e-3)

@@ -1,4 +1,7 @@
+import gc
+import math
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,47 @@ def test_group_tensors_are_those_of_the_layers(tiny_config: Callable[..., Config
             for name in ("weight", "bias")
         ]
     )
+
+
+def test_the_auxiliary_classifier_is_freed_at_its_end(tiny_config: Callable[..., Config]) -> None:
+    loop = make_loop(tiny_config(auxiliary={"clusters": 6, "weight": 0.4, "end": 0.25}))  # of 32 steps
+    kept = weakref.ref(loop.auxiliary.layer.weight)
+    before = loop.auxiliary.layer.weight.detach().clone()
+    weights = [loop._auxiliary_weight(step) for step in range(10)]
+    assert weights == pytest.approx([0.2 * (1 + math.cos(math.pi * t / 8)) for t in range(8)] + [0, 0])
+    for step in range(8):
+        loop.step(step)
+    assert not torch.equal(loop.auxiliary.layer.weight, before)
+    assert any(name.startswith("auxiliary") for name in loop.tensors())
+    loop.step(8)
+    gc.collect()
+    assert kept() is None
+    assert set(loop.optimizers) == set(loop.schedules) == {"output", "encoder"}
+    assert not any("auxiliary" in name for name in loop.tensors())
+
+
+def test_an_auxiliary_classifier_helps_the_encoder_alone(tiny_config: Callable[..., Config]) -> None:
+    loops = [make_loop(tiny_config(auxiliary={"clusters": clusters})) for clusters in (0, 6)]
+    for loop in loops:
+        loop.step(0)
+    without, with_it = (loop.tensors() for loop in loops)
+    for name, tensor in without.items():
+        same = torch.equal(tensor, with_it[name])
+        assert same == (".encoder." not in name or name.endswith(".step")), name
+
+
+def test_released_frequencies_count_the_labels_of_dev_and_test(tiny_config: Callable[..., Config]) -> None:
+    orders = []
+    for frequencies in ("train", "all"):
+        config = tiny_config(output={"frequencies": frequencies, "grouping": "frequency"})
+        dataset = load_dataset(config.data, seed=0, log=lambda text: None)
+        counts = np.array(dataset.labels.counts)
+        if frequencies == "all":
+            for split in (dataset.dev, dataset.test):
+                counts += np.asarray(split.truth.sum(axis=0)).ravel()[: len(counts)].astype(np.int64)
+        orders.append(make_loop(config).model.output.label_order.tolist())
+        assert orders[-1] == np.argsort(-counts, kind="stable").tolist()
+    assert orders[0] != orders[1]
 
 
 def test_fused_and_ordinary_passes_train_alike(tiny_config: Callable[..., Config]) -> None:

@@ -32,6 +32,17 @@ def make(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[..., tu
     return made
 
 
+def test_a_low_precision_encoder_survives_bitwise(make: Callable[..., tuple[Path, TrainedModel]]) -> None:
+    folder, trained = make(encoder={"dtype": "bfloat16"}, optim={"encoder": {"name": "kahan_adamw"}})
+    loaded = load_model(folder, device="cpu")
+    assert loaded.model.encoder.embedding.dtype == torch.bfloat16
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    document = torch.tensor([0, 2]), torch.tensor([3, 5]), torch.tensor([0.5, 2.0])
+    scores = [model.eval().topk(document, 3)[0] for model in (loaded.model, trained.model)]
+    assert torch.equal(*scores)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -39,6 +50,10 @@ def make(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[..., tu
         {"encoder": {"hidden": 16}, "output": {"dtype": "bfloat16", "private_features": "slice"}},
         {"output": {"private_features": "projection", "head_ratio": 0.0}},
         {"output": {"fan_in": 32}},
+        {"output": {"intermediate": 24, "private_features": "projection"}},
+        {"output": {"intermediate": 8, "activation": "none", "fan_in": 0}},
+        {"output": {"duplicates": True}, "rewire": {"regrow": "random"}},
+        {"output": {"block": 4}, "rewire": {"regrow": "random"}},
     ],
 )
 def test_a_model_survives_bitwise(make: Callable[..., tuple[Path, TrainedModel]], changes: dict[str, Any]) -> None:

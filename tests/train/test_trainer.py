@@ -273,6 +273,22 @@ def test_a_moved_run_resumes(tiny_config: Callable[..., Config], tmp_path: Path)
     assert_same_run(tmp_path / "moved", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("end", [0.2, 0.6, 1.0])  # dropped before the stop, after it, never
+def test_a_run_with_an_auxiliary_classifier_resumes_to_the_same_bits(
+    tiny_config: Callable[..., Config], tmp_path: Path, end: float
+) -> None:
+    changes = {"auxiliary": {"clusters": 6, "end": end}, "output": {"group_size": 1}}
+    train(tiny_config(**changes, run={"dir": str(tmp_path / "whole")}), log=quiet)
+    train(tiny_config(run={"dir": str(tmp_path / "without")}, output={"group_size": 1}), log=quiet)
+    run = stopped_run(tiny_config(**changes))
+    train(tiny_config(**changes), resume=True, log=quiet)
+    assert_same_run(run, tmp_path / "whole")
+    tensors = load_checkpoint(run / "checkpoints" / "last")[0]
+    assert any("auxiliary" in name for name in tensors) == (end == 1.0)
+    sizes = [json.loads((folder / "run.json").read_text())["model"] for folder in (run, tmp_path / "without")]
+    assert sizes[0] == sizes[1]
+
+
 def test_resume_starts_where_there_is_nothing(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
     train(tiny_config(optim={"epochs": 1}), resume=True, log=quiet)
     assert (tmp_path / "run" / "metrics.json").exists()
