@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", help="append the JSON lines to this file too; with --plot, the picture")
     parser.add_argument("--smoke", action="store_true", help="GPU claims on tiny shapes, checked but not timed")
     parser.add_argument("--device", default="cpu", help="of smoke runs; default %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="GPU claims: another than the claim's")
     parser.add_argument("--sweep", action="store_true", help="fused-step: time every plan of the Triton kernels")
     parser.add_argument("--limit", type=float, help="--sweep: seconds to compile plans, and again to try them")
     parser.add_argument("--plot", nargs="+", metavar="FILE", help="draw the records of JSON-lines files and leave")
@@ -102,7 +104,7 @@ def _records(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
         raise ValueError(f"repeats ({options.repeats}) must be at least 1")
     device = torch.device(options.device) if options.smoke else require_gpu(name)
     claim = GPU_CLAIMS[name]
-    known = {case.name: case for case in claim.CASES}
+    known = {case.name: replace(case, dtype=options.dtype or case.dtype) for case in claim.CASES}
     wanted = options.case or (_distinct(known) if options.smoke else list(known))
     if unknown := [case for case in wanted if case not in known]:
         raise ValueError(f"case ({unknown[0]}) must be one of {', '.join(known)}")
