@@ -103,7 +103,7 @@ def _check_step(variant: Variant, features: Tensor, positives: tuple[Tensor, Ten
     weight, has_bias = weight.clone(), bool(bias.any())
     lr, hyper = torch.tensor(variant.lr, dtype=torch.float64), [0.0, 0.0]
     rounded = weight.dtype == torch.bfloat16
-    before = weight.float()
+    before = weight.float().clone()
     wide = before.clone() if rounded else weight
     offsets, labels = (t.cpu() for t in positives)
     loss, grad = reference.step(
