@@ -14,6 +14,7 @@ from haste.bench._variants import Operands
 
 _ELEMENTS = 1 << 26  # of the largest temporary
 _HALF_STEP = 2**-8  # of bfloat16: half the distance of neighbours, relative, at most
+_LOSS_TOLERANCE = 1e-4  # in every dtype: logits are float32
 
 
 class _Chunk:
@@ -112,8 +113,11 @@ def check_step(
         expected = chunk.bias - lr * g.sum(-1)
         slack = lr * _HALF_STEP * g.abs().sum(-1) if rounded else 0.0
         _within("bias", after[1][chunk.start : chunk.stop], expected, 1e-5 * (1 + expected.abs()) + slack, chunk)
-    results = {"loss": loss, "grad_features": grad_t.t()}
-    return check("step, chunk by chunk", dict(zip(results, found, strict=True)), results, tolerance)
+    what = "step, chunk by chunk"
+    return max(
+        check(what, {"loss": found[0]}, {"loss": loss}, _LOSS_TOLERANCE),
+        check(what, {"grad_features": found[1]}, {"grad_features": grad_t.t()}, tolerance),
+    )
 
 
 def check_topk(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -114,6 +115,7 @@ def run_case(
             fitting.append(kind)
     for pack in _packs(fitting, case, operations, options.device):
         _time_pack(pack, case, operations, options, check_timed, outcome)
+    release(options.device, compiled=True)
     return outcome
 
 
@@ -231,8 +233,10 @@ def table(record: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def release(device: torch.device) -> None:
-    """Give freed memory back to the device."""
+def release(device: torch.device, *, compiled: bool = False) -> None:
+    """Give freed memory back to the device; with ``compiled`` what torch.compile holds on to as well."""
+    if compiled and "torch._dynamo" in sys.modules and device.type == "cuda":
+        torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -35,7 +35,7 @@ def records(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
             part = _run.run_case(timed, case.tiny(), [kind], ("step",), options, check_timed_step)
             outcome.merge(part)
             if kind.name in part.ran.get("step", []) and options.device.type == "cuda":
-                with _run.noting(outcome, ("peak",), kind.name):
+                with _run.noting(outcome, ("step",), kind.name):
                     peaks[kind.name] = _peak(kind, timed, options.device)
         for record in _run.records("memory", timed, outcome, ("step",), options):
             yield record | {"peak": peaks, "claims": _claims(case, peaks)} if not options.smoke else record
