@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests are small; before tor
 import torch
 from torch import Tensor
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # the GPU kernels, on the CPU; read when they are first imported
+
 from haste.config import Config
 from haste.ops._chunks import Workspace
 

@@ -62,19 +62,19 @@ def test_the_layer_traces_on_meta_tensors() -> None:
     assert logits.is_meta
 
 
-def test_the_choice_of_kernels_is_logged_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_library, "_logged", False)
+def test_the_choice_of_kernels_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    _library._choose.cache_clear()
     x = operands()
     with caplog.at_level(logging.INFO, logger="haste"):
         for _ in range(2):
             ops.fan_in(*x.layer, x.num_labels)
-    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["kernels: torch"]
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["kernels on cpu: torch"]
 
 
-def _run(kernels: str | None, code: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "HASTE_KERNELS"}
+def _run(kernels: str | None, code: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("HASTE_KERNELS", "TRITON_INTERPRET")}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
     if kernels is not None:
         environment["HASTE_KERNELS"] = kernels
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -83,7 +83,7 @@ def _run(kernels: str | None, code: str) -> subprocess.CompletedProcess[str]:
 _TRAINING = """
 import json, torch, haste.optim
 from haste import nn, ops
-layer = nn.HeadTail(24, 45, num_head_labels=8, fan_in=7, group_size=4, dtype=torch.bfloat16)
+layer = nn.HeadTail(24, 45, num_head_labels=8, fan_in=16, group_size=16, dtype=torch.bfloat16)
 update = haste.optim.AdamW(layer.layer_parameters(), lr=0.01, weight_decay=0.01)
 generator = torch.Generator().manual_seed(0)
 features = torch.randn(20, 24, generator=generator)
@@ -99,20 +99,30 @@ print(json.dumps([ops.kernels_in_force(), losses]))
 """
 
 
-def test_the_reference_kernels_train_alike() -> None:
-    results = [_run(kernels, _TRAINING) for kernels in (None, "reference")]
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_other_kernels_train_alike(kernels: str) -> None:
+    results = [_run(chosen, _TRAINING) for chosen in (None, kernels)]
     assert [result.returncode for result in results] == [0, 0], results
     (default, losses), (chosen, expected) = (json.loads(result.stdout) for result in results)
     assert default[0] == "torch"
-    assert chosen == ["reference", "HASTE_KERNELS=reference"]
+    assert chosen[0] == kernels
+    assert chosen[1].startswith(f"HASTE_KERNELS={kernels}")
     assert expected[0] > expected[7]
     assert losses == pytest.approx(expected, rel=2e-3)  # bfloat16 weights round apart here and there
+
+
+def test_triton_kernels_on_a_cpu_are_interpreted_or_refused() -> None:
+    code = "import torch; from haste import nn; nn.FanInLinear(32, 16, 16, 16)(torch.ones(1, 32))"
+    result = _run("triton", code, interpret=False)
+    assert result.returncode != 0
+    assert "HASTE_KERNELS (triton) must be torch or reference for tensors on a CPU" in result.stderr
+    assert "TRITON_INTERPRET=1" in result.stderr
 
 
 def test_unknown_kernels() -> None:
     result = _run("fast", "import haste.ops")
     assert result.returncode != 0
-    assert "HASTE_KERNELS (fast) must be one of reference, torch; unset it for the default" in result.stderr
+    assert "HASTE_KERNELS (fast) must be one of reference, torch, triton; unset it for the default" in result.stderr
 
 
 def test_no_warning_reaches_the_user() -> None:

@@ -22,7 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "name": device_name(device),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "kernels": ops.kernels_in_force()[0],
+            "kernels": ops.kernels_in_force(device)[0],
             **({"memory": torch.cuda.mem_get_info(device)[1], "driver": driver()} if device.type == "cuda" else {}),
         },
         "versions": {

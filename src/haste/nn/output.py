@@ -181,10 +181,14 @@ class HeadTail(nn.Module):
     def split_labels(self, labels: Positives, batch: int) -> tuple[Positives, Positives]:
         """Return CSR labels of a batch as (head rows, tail rows)."""
         offsets, ids = check_positives(labels, batch, self.num_labels)
-        rows = self.row_of_label[ids]
-        in_head = rows < self.num_head_labels
-        before = torch.nn.functional.pad(in_head.cumsum(0), (1, 0))[offsets]
-        return (before, rows[in_head]), (offsets - before, rows[~in_head] - self.num_head_labels)
+        if ids.device.type == "cpu":
+            rows = self.row_of_label[ids]
+            in_head = rows < self.num_head_labels
+            before = torch.nn.functional.pad(in_head.cumsum(0), (1, 0))[offsets]
+            return (before, rows[in_head]), (offsets - before, rows[~in_head] - self.num_head_labels)
+        held = torch.arange(len(ids), device=ids.device) < offsets[-1]
+        rows = self.row_of_label[torch.where(held, ids, 0)]
+        return split_rows(offsets, rows, held, self.num_head_labels)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, L) by label, float32; differentiable. For small L: it has a column for every label."""
@@ -282,6 +286,19 @@ class HeadTail(nn.Module):
             seed=seed,
             step=step,
         )
+
+
+def split_rows(offsets: Tensor, rows: Tensor, held: Tensor, cut: int) -> tuple[Positives, Positives]:
+    """Split CSR rows at ``cut`` into (below, from cut on, counted from there), without a word to the host.
+
+    Only the device knows how many go where, so both parts keep the capacity of the whole; ``held`` says which of the
+    rows count.
+    """
+    below = held & (rows < cut)
+    above = held & ~below
+    before = torch.nn.functional.pad(below.cumsum(0), (1, 0))[offsets]
+    first, second = (rows[torch.argsort((~chosen).to(torch.uint8), stable=True)] for chosen in (below, above))
+    return (before, first), (offsets - before, second - cut)
 
 
 def _set_loaded_order(module: HeadTail, _: object) -> None:

@@ -205,6 +205,7 @@ class SortedPositives:
 
     def __init__(self, offsets: Tensor, labels: Tensor, weight: Tensor, per_chunk: int) -> None:
         counts = offsets.diff()
+        labels = labels[: int(offsets[-1])]  # a buffer on a GPU may hold more
         points = torch.repeat_interleave(torch.arange(len(counts), device=labels.device), counts)
         self._labels, order = labels.sort(stable=True)
         self._points = points[order]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from haste.ops._chunks import accumulate_dtype, chunks
-from haste.ops._library import define, log_choice
+from haste.ops._library import define
 
 
 def transpose_features(features: Tensor) -> Tensor:
@@ -108,7 +108,6 @@ def fan_in(features: Tensor, weight: Tensor, bias: Tensor, indices: Tensor | Non
         ValueError: shapes disagree.
     """
     check_operands(features, weight, bias, indices, num_labels)
-    log_choice()
     return _FanIn.apply(features, weight, bias, indices, num_labels)
 
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from haste.ops._chunks import Chunk, SortedPositives, chunks, groups_per_chunk
 from haste.ops._fan_in import check_operands, transpose_features, untranspose
-from haste.ops._library import define, log_choice
+from haste.ops._library import define
 from haste.ops._losses import check_loss, loss_and_gradient
 from haste.ops._random import signed
 from haste.ops._update import check_rule, update_tile
@@ -197,7 +197,8 @@ def check_positives(positives: Positives, batch: int, num_labels: int) -> Positi
     """Return positives as int64 on success.
 
     Args:
-        positives: (offsets (batch + 1,), labels (P,)), CSR over the batch; labels distinct within a row.
+        positives: (offsets (batch + 1,), labels (P,)), CSR over the batch; labels distinct within a row. On a GPU P may
+            exceed offsets[-1]: a buffer of fixed capacity, whose rest is not read.
         batch: rows of features.
         num_labels: labels of the layer.
 
@@ -216,12 +217,15 @@ def check_positives(positives: Positives, batch: int, num_labels: int) -> Positi
         raise ValueError(f"positives offsets ({len(offsets)} values) must hold batch + 1 = {batch + 1} values")
     offsets, labels = offsets.long(), labels.long()
     counts = offsets.diff()
-    span_ok = (offsets[0] == 0) & (offsets[-1] == len(labels)) & (counts >= 0).all()
-    range_ok = ((labels >= 0) & (labels < num_labels)).all()
     if labels.device.type != "cpu":
-        torch._assert_async(span_ok, "positives offsets must run from 0 to len(labels) without decrease")
+        span_ok = (offsets[0] == 0) & (offsets[-1] <= len(labels)) & (counts >= 0).all()
+        beyond = torch.arange(len(labels), device=labels.device) >= offsets[-1]
+        range_ok = (((labels >= 0) & (labels < num_labels)) | beyond).all()
+        torch._assert_async(span_ok, "positives offsets must run from 0 to at most len(labels) without decrease")
         torch._assert_async(range_ok, "positives labels must be in [0, num_labels)")
         return offsets, labels
+    span_ok = (offsets[0] == 0) & (offsets[-1] == len(labels)) & (counts >= 0).all()
+    range_ok = ((labels >= 0) & (labels < num_labels)).all()
     if not span_ok:
         raise ValueError(f"positives offsets must run from 0 to len(labels) = {len(labels)} without decrease")
     if not range_ok:
@@ -261,7 +265,6 @@ def loss(
     check_operands(features, weight, bias, indices, num_labels)
     check_loss(loss)
     offsets, labels = check_positives(positives, len(features), num_labels)
-    log_choice()
     return _Loss.apply(features, weight, bias, indices, offsets, labels, num_labels, loss)
 
 
@@ -309,7 +312,6 @@ def step(
         check_rule(rule, numbers, state)
     offsets, labels = check_positives(positives, len(features), num_labels)
     check_finite(features)
-    log_choice()
     return _Step.apply(
         features,
         weight.detach(),

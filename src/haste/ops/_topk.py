@@ -12,7 +12,7 @@ from torch import Tensor
 
 from haste.ops._chunks import SortedPositives, chunks, groups_per_chunk
 from haste.ops._fan_in import check_operands, transpose_features
-from haste.ops._library import define, log_choice
+from haste.ops._library import define
 
 _LABEL_MASK = 2**31 - 1
 
@@ -125,6 +125,5 @@ def topk(
     check_operands(features, weight, bias, indices, num_labels)
     if k < 1:
         raise ValueError(f"k ({k}) must be at least 1")
-    log_choice()
     offsets, rows = (None, None) if exclude is None else exclude
     return topk_op(features.detach(), weight.detach(), bias.detach(), indices, row_labels, num_labels, k, offsets, rows)

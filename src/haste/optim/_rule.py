@@ -99,7 +99,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         return Arguments(
             rule=self.rule,
             hyper=self._hyper(group, role.decayed),
-            lr=torch.as_tensor(group["lr"], dtype=torch.float64),
+            lr=_on_device(group["lr"], param.device),
             step=state["step"] + 1,
             state=[state[name] for name in names],
             seed=self.seed,
@@ -151,6 +151,13 @@ class RuleOptimizer(torch.optim.Optimizer):
             for name, value in saved.get(number, {}).items():
                 if isinstance(value, Tensor):
                     self.state[param][name] = value.detach().to(param.device, copy=True)
+
+
+def _on_device(lr: float | Tensor, device: torch.device) -> Tensor:
+    """Return a learning rate as a 0-dim float64 tensor there; a tensor on that device stays live in a CUDA graph."""
+    if isinstance(lr, Tensor):
+        return lr.detach().to(device, torch.float64)
+    return torch.full((), lr, dtype=torch.float64, device=device)
 
 
 def _distinct_rows(grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors")
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit, device, threads and the kernels in force."""
-    kernels, reason = ops.kernels_in_force()
+    kernels, reason = ops.kernels_in_force(device)
     return {
         "haste": haste.__version__,
         "commit": commit(),
