@@ -62,7 +62,7 @@ END
 }
 
 check() {
-  run smoke 150 "$PYTHON" -m haste.bench --smoke --device cuda
+  claim smoke 150 --smoke --device cuda
   run tests 260 "$PYTHON" -m pytest tests/ops/triton -m gpu -p no:cacheprovider
   if command -v compute-sanitizer >/dev/null; then
     local tool

@@ -1,13 +1,16 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from haste.bench import __main__ as bench
-from haste.bench import fused_step, paper_kernels, topk
+from haste.bench import _sweep, fused_step, paper_kernels, topk
+from haste.bench._baselines import Bottleneck
 from haste.bench._case import Case, batch_of, make_layer
 from haste.bench._checks import check_timed_step
 from haste.bench._expected import check_products, check_topk
@@ -161,6 +164,67 @@ def test_wrong_labels_are_found():
     logits = ours.forward(features).topk(SMALL.k + 1, dim=1)
     with pytest.raises(CheckError, match="largest scores"):  # the best label is missing
         check_topk(SMALL, ours.operands(), features, (logits.values[:, 1:], logits.indices[:, 1:]))
+
+
+def test_bytes_and_flop_are_those_of_the_formulas():
+    case = Case(name="x", batch=8, in_features=64, num_labels=1024, fan_in=16, group_size=16)
+    ours, bottleneck = Grouped(case, CPU), Bottleneck(case, CPU)
+    weight, indices, logits = 2 * 1024 * 16, 2 * 64 * 16, 8 * 1024
+    bias, ends = 4 * 1024, 8 * 64 * (2 + 4)  # features read, their gradient accumulated in float32
+    assert ours.traffic("step") == 2 * (weight + bias) + indices + ends
+    assert ours.traffic("forward") == weight + indices + 4 * logits + ends
+    assert ours.traffic("topk") == weight + indices + ends
+    assert bottleneck.traffic("step") == 4 * weight + 5 * 2 * logits
+    for variant in (ours, bottleneck):
+        assert [variant.flop(name) for name in ("forward", "backward", "step")] == [
+            2 * n * 8 * 1024 * 16 for n in (1, 2, 3)
+        ]
+
+
+def test_a_sweep_tries_every_plan_or_says_what_is_missing(tmp_path):
+    command = [sys.executable, "-m", "haste.bench", "--smoke", "--claim", "fused-step", "--case", "B", "--sweep"]
+    command += ["--dtype", "float32", "--json"]  # interpreted kernels know no bfloat16
+    environment = {**os.environ, "HASTE_KERNELS": "triton", "TRITON_INTERPRET": "1"}
+    if find_spec("haste.ops.triton") is None or find_spec("triton") is None:
+        environment.pop("HASTE_KERNELS")
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 2
+        assert "--sweep needs the Triton kernels" in done.stderr
+        return
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["claim"] == "fused-step-sweep"
+    assert len(record["plans"]) == 3
+    for entry in record["plans"]:
+        assert entry["largest_error"] < 1e-5
+        assert not {"ms", "not_run"} & set(entry)
+    assert record["chosen"]["form"]
+
+
+def test_a_table_of_plans_shows_winners_and_losers():
+    swept = {
+        "chosen": {"form": "fused", "warps": 8},
+        "plans": [
+            {"plan": {"warps": 4}, "ms": 0.5, "spread": [0.4, 0.6]},
+            {"plan": {}, "ms": 1.5, "spread": [1.4, 1.6]},
+            {"plan": {"form": "two"}, "not_run": "OutOfResources: shared memory"},
+        ],
+    }
+    lines = _sweep.table(swept).splitlines()
+    assert lines[0] == "chosen: form=fused, warps=8"
+    assert lines[1].split() == ["0.500", "ms", "0.400", "..", "0.600", "warps=4"]
+    assert lines[2].endswith("the chosen plan")
+    assert lines[3].split() == ["form=two:", "OutOfResources:", "shared", "memory"]
+
+
+def test_small_layers_compile_to_the_same_kernels():
+    for case in fused_step.CASES:
+        small = _sweep.small_alike(case)
+        assert small.num_labels < 40_000
+        for number in (case.num_labels, case.num_groups):
+            twin = small.num_labels if number == case.num_labels else small.num_groups
+            assert (number - twin) % 16 == 0
 
 
 def test_layers_of_a_case_have_sorted_distinct_inputs_and_empty_padding():

@@ -126,7 +126,7 @@ def _compile_ahead(case: Case, found: Sequence[Any], limit: float | None) -> Non
     workers = max(1, min(8, (os.cpu_count() or 2) - 1))
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     wait([pool.submit(_compile, small_alike(case), plan) for plan in found], timeout=limit)
-    pool.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=True, cancel_futures=True)  # what still ran would disturb the timing
 
 
 def _compile(case: Case, plan: Any) -> None:
