@@ -34,7 +34,7 @@ def sweep(case: Case, options: Options) -> dict[str, Any]:
         ValueError: this version, or this device, has no plans to choose from.
     """
     plans = load_plans()
-    found = plans.candidates(**_shape(case, plans))
+    found = plans.candidates(**_shape(case, plans, options.device))
     if options.smoke:
         found = found[:_SMOKE_PLANS]
     elif options.device.type == "cuda":
@@ -88,7 +88,7 @@ def load_plans() -> Any:
         raise ValueError(f"--sweep needs the Triton kernels (haste.ops.triton.plans): {error}") from error
 
 
-def _shape(case: Case, plans: Any) -> dict[str, Any]:
+def _shape(case: Case, plans: Any, device: torch.device) -> dict[str, Any]:
     return {
         "batch": case.batch,
         "in_features": case.in_features,
@@ -96,6 +96,7 @@ def _shape(case: Case, plans: Any) -> dict[str, Any]:
         "fan_in": case.fan_in,
         "dtype": case.torch_dtype,
         "layout": plans.layout_of(case.group_size, gathered=True),
+        "target": plans.target_of(device),
     }
 
 
@@ -123,7 +124,7 @@ def small_alike(case: Case) -> Case:
 
 
 def _compile_ahead(case: Case, found: Sequence[Any], limit: float | None) -> None:
-    workers = max(1, min(8, (os.cpu_count() or 2) - 1))
+    workers = max(1, min(12, (os.cpu_count() or 2) - 1))
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     wait([pool.submit(_compile, small_alike(case), plan) for plan in found], timeout=limit)
     pool.shutdown(wait=True, cancel_futures=True)  # what still ran would disturb the timing
