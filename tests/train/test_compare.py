@@ -88,6 +88,14 @@ def test_a_run_that_cannot_be_is_named_before_any_starts(plan: Plan, tmp_path: P
         planned_runs(wrong, SIZES, tmp_path)
 
 
+def test_there_must_be_something_to_compare_on(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text((tiny_data / "train.jsonl").read_text())
+    config = Config.from_dict({"data": {"path": str(data), "dev_fraction": 0.0}})
+    with pytest.raises(ValueError, match=r"data.path \(.*\) must have dev or test documents to compare systems on"):
+        prepare_sizes(config, [0], lambda line: None)
+
+
 def test_finished_runs_are_not_repeated_and_a_failed_one_does_not_stop_the_others(plan: Plan, tmp_path: Path) -> None:
     output = tmp_path / "out"
     runs = planned_runs(plan, prepare_sizes(plan.config, plan.seeds, lambda line: None), output)

@@ -21,8 +21,8 @@ from typing import IO, Any
 import yaml
 
 from haste.config import Config
-from haste.data.dataset import load_dataset
 from haste.train.files import write_json, write_text
+from haste.train.given_data import load_given
 from haste.train.progress import duration, print_line
 from haste.train.run_folder import RunFolder, differing_keys, read_config
 from haste.train.signals import Interrupted
@@ -88,11 +88,17 @@ def prepare_sizes(config: Config, seeds: Sequence[int], log: Callable[[str], Non
     """Make the data of all seeds ready, so that no run measures the making, and return its sizes.
 
     Raises:
-        ValueError: data that cannot be used.
+        ValueError: data that cannot be used, or an encoder that this version does not train.
     """
     sizes = None
     for seed in dict.fromkeys(seeds):
-        dataset = load_dataset(config.data, seed=seed, log=log if sizes is None else lambda line: None)
+        seeded = replace(config, run=replace(config.run, seed=seed))
+        dataset = load_given(seeded, log=log if sizes is None else lambda line: None)
+        if dataset.dev is None and dataset.test is None:
+            raise ValueError(
+                f"data.path ({config.data.path}) must have dev or test documents to compare systems on; add some, or "
+                "set data.dev_fraction"
+            )
         sizes = sizes or Sizes(
             inputs=dataset.num_inputs, labels=dataset.labels.num_labels, documents=len(dataset.train)
         )
