@@ -58,6 +58,17 @@ def test_haste_is_the_settings_own_layer() -> None:
     assert (dense.output.fan_in, dense.output.group_size, dense.output.head_ratio) == (128, 16, 0.1)
 
 
+def test_the_squared_hinge_takes_smaller_steps() -> None:
+    def made(config: Config) -> Config:
+        return settings_of(SYSTEMS["spartex"], Shared(config=config, sizes=SIZES), {})
+
+    config = apply(base(), {"optim.output.lr": 0.4})
+    assert made(config).optim.output.lr == pytest.approx(0.05)
+    assert made(config).auxiliary.lr == 0.4
+    assert made(apply(config, {"optim.output.name": "adamw"})).optim.output.lr == 0.4
+    assert made(apply(config, {"output.loss": "squared_hinge"})).optim.output.lr == 0.4
+
+
 @pytest.mark.parametrize("sparsity", [0.83, 0.92, 0.96])
 def test_a_bottleneck_multiplies_as_much_as_haste(sparsity: float) -> None:
     shared = Shared(config=base(), sizes=replace(SIZES, labels=200_000), sparsity=sparsity)

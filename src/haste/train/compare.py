@@ -210,7 +210,7 @@ def train_all(
         ValueError: a run folder holds other settings; nothing was trained then.
         Interrupted: SIGINT or SIGTERM; what is finished stays, what was going on has a checkpoint.
     """
-    folders = {run.name: RunFolder(run.config, resume=True) for run in runs}
+    folders = {run.name: _folder(run) for run in runs}
     todo = [run for run in runs if not folders[run.name].finished]
 
     def clear() -> None:
@@ -245,6 +245,14 @@ def train_all(
         clear()
         after()
     return failed
+
+
+def _folder(run: Planned) -> RunFolder:
+    try:
+        return RunFolder(run.config, resume=True)
+    except ValueError as error:
+        what = str(error).partition("; ")[0]
+        raise ValueError(f"{what}; delete {run.config.run.dir} to train it anew, or choose another --output") from None
 
 
 def read_runs(output: Path) -> dict[str, dict[str, Any]]:
