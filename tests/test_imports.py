@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "optim": {"ops"},
     "rewire": {"ops", "topology", "optim"},
     "distributed": {"ops"},
-    "estimate": {"config", "ops"},
+    "estimate": {"config", "ops", "topology"},
     "data": {"config", "topology"},
     "nn": {"config", "ops", "topology", "optim", "rewire", "distributed"},
     "bench": {"ops", "nn", "optim"},

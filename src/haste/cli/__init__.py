@@ -11,6 +11,7 @@ _COMMANDS = {
     "compare": "train several kinds of output layer on one data set, and report",
     "evaluate": "metrics of a finished run on a split of its data",
     "predict": "best labels of new documents",
+    "estimate": "memory and least time of a configuration, before it runs",
     "info": "versions, device and kernels; summary of a run",
     "bench": "check the kernels, then time them",
     "demo": "train on the Python code of this machine and show what comes out",

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from haste.config import Data, settings
 
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 READING = ("dev", "test", "format", "input", "text", "labels", "id", "separator")
 
 
@@ -22,6 +23,23 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"({value}) must be at least 1")
     return value
+
+
+def bytes_of(text: str) -> float:
+    """A number of bytes such as 12GB, 900MiB or 4e9.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else, or none at all.
+    """
+    number = text.strip().lower().removesuffix("b")
+    unit = number.lstrip("0123456789.e+-")
+    try:
+        count = float(number[: len(number) - len(unit)]) * _UNITS[unit]
+    except (ValueError, KeyError):
+        count = 0.0
+    if not 0 < count < float("inf"):
+        raise argparse.ArgumentTypeError(f"({text}) must be a number of bytes, as 12GB or 900MiB")
+    return count
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:

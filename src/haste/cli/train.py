@@ -21,6 +21,7 @@ class _Arguments:
 
     config, data: file of settings, path of data; only one of them
     preset: auto or none
+    memory_budget: bytes, or None
     options: --section.key and its value, and flags of the parser
     given: keys that the options name
     """
@@ -28,6 +29,7 @@ class _Arguments:
     config: str | None = None
     data: str | None = None
     preset: str = "none"
+    memory_budget: float | None = None
     resume: bool = False
     options: list[str] = dataclasses.field(default_factory=list)
     given: list[str] = dataclasses.field(default_factory=list)
@@ -41,13 +43,13 @@ def run(argv: list[str]) -> None:
     # Gradients of an embedding are large and new in every step; huge pages spare most of their page faults. Read by
     # PyTorch when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if arguments.preset == "none":
+    if arguments.preset == "none" and arguments.memory_budget is None:
         config = Config.from_dict(_parse(options))
         from haste.train.trainer import train
 
         train(config, resume=arguments.resume)
     else:
-        _train_with_preset(options, given, resume=arguments.resume)
+        _train_with_preset(options, given, arguments)
 
 
 def given_settings(argv: list[str]) -> tuple[dict[str, Any], bool]:
@@ -60,6 +62,8 @@ def given_settings(argv: list[str]) -> tuple[dict[str, Any], bool]:
         ValueError, TypeError: an unknown option, or a value that does not fit.
     """
     arguments = _split(argv)
+    if arguments.memory_budget is not None:
+        raise ValueError("--memory-budget must be given to haste train or haste estimate; set what they choose instead")
     options, given = _all_options(arguments)
     if arguments.preset == "none":
         return _parse(options), False
@@ -96,21 +100,26 @@ def _given(options: list[str], given: list[str]) -> dict[str, Any]:
     return values
 
 
-def _train_with_preset(options: list[str], given: list[str], *, resume: bool) -> None:
-    """Train with what was given, and for the rest what fits the data."""
+def _train_with_preset(options: list[str], given: list[str], arguments: _Arguments) -> None:
+    """Train with what was given, and for the rest what fits the data and the memory budget."""
     shown = "--print_config" in options
     values = _given([option for option in options if option != "--print_config"], given)
 
     from haste.train.auto import complete, train_auto
 
+    how: dict[str, Any] = {
+        "resume": arguments.resume,
+        "choose": arguments.preset == "auto",
+        "memory_budget": arguments.memory_budget,
+    }
     if shown:
         import yaml
 
-        complete_values, reasons = complete(values, resume=resume)
+        complete_values, reasons = complete(values, **how)
         config = Config.from_dict(complete_values)
         print("".join(f"# {line}\n" for line in reasons) + yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
     else:
-        train_auto(values, resume=resume)
+        train_auto(values, **how)
 
 
 def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -136,6 +145,8 @@ def _split(argv: list[str]) -> _Arguments:
             preset = value if equals else next(tokens, "")
             if preset not in _PRESETS:
                 raise ValueError(f"--preset ({preset}) must be one of {', '.join(_PRESETS)}")
+        elif name == "--memory-budget":
+            found.memory_budget = _budget(value if equals else next(tokens, ""))
         elif name == "--config":
             paths.append(value if equals else next(tokens, ""))
             found.config = paths[-1]
@@ -160,16 +171,27 @@ def _split(argv: list[str]) -> _Arguments:
     return found
 
 
+def _budget(text: str) -> float:
+    from haste.cli._arguments import bytes_of
+
+    try:
+        return bytes_of(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--memory-budget {error}") from None
+
+
 def _parse(argv: list[str]) -> dict[str, Any]:
     """Values of the file and the options as nested dictionaries."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
         prog="haste train",
-        usage="haste train DATA | CONFIG.yaml [--section.key value ...] [--preset auto|none] [--resume]",
+        usage="haste train DATA | CONFIG.yaml [--section.key value ...] [--preset auto|none] [--memory-budget 12GB] "
+        "[--resume]",
         description="Train a model. DATA is a file or folder of documents in any format; settings that fit it are "
         "chosen, each with its reason (--preset auto). CONFIG.yaml is a file of settings; what it does not hold has "
         "its default, or is chosen with --preset auto. Every setting can be given here too. "
+        "--memory-budget lowers what was not given until training takes no more memory than that, and says why. "
         "--resume continues the run in run.dir from its last checkpoint.",
         exit_on_error=False,
     )

@@ -1,17 +1,19 @@
 """Settings of a run on data of which nothing but the path is known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from haste.config import Config, Data, Run, expand_path
+from haste.config import Config, Run, expand_path
 from haste.data.store import Store, open_store
+from haste.train.budget import fit_settings
 from haste.train.device import resolve_device
 from haste.train.files import write_text
-from haste.train.preset import Facts, fill, free_memory
+from haste.train.preset import Facts, fill, flatten, free_memory
 from haste.train.progress import print_line
 from haste.train.run_folder import RunFolder, read_config
 from haste.train.trainer import train
@@ -19,16 +21,24 @@ from haste.train.trainer import train
 _SAMPLE = 1000  # documents whose words are counted
 
 
-def train_auto(values: dict[str, Any], *, resume: bool = False, log: Callable[[str], None] | None = None) -> Path:
+def train_auto(
+    values: dict[str, Any],
+    *,
+    resume: bool = False,
+    log: Callable[[str], None] | None = None,
+    choose: bool = True,
+    memory_budget: float | None = None,
+) -> Path:
     """Train with what the user gave, and for the rest what `complete` chooses; preset.txt in the run folder says why.
 
     values: nested dictionaries of settings; data.path is among them
     resume, log: as in `train`
+    choose, memory_budget: as in `complete`
     Returns: the run folder.
     Raises: as `train`.
     """
     say = log or print_line
-    completed, reasons = complete(values, resume=resume, log=say)
+    completed, reasons = complete(values, resume=resume, log=say, choose=choose, memory_budget=memory_budget)
     config = Config.from_dict(completed)
     folder = Path(expand_path(config.run.dir, "run.dir"))
     for line in reasons:
@@ -42,7 +52,12 @@ def train_auto(values: dict[str, Any], *, resume: bool = False, log: Callable[[s
 
 
 def complete(
-    values: dict[str, Any], *, resume: bool = False, log: Callable[[str], None] = print_line
+    values: dict[str, Any],
+    *,
+    resume: bool = False,
+    log: Callable[[str], None] = print_line,
+    choose: bool = True,
+    memory_budget: float | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """What the user gave with all that follows from the data, as preset auto chooses it.
 
@@ -52,6 +67,8 @@ def complete(
         values: nested dictionaries of what the user gave; data.path is among them.
         resume: take what is missing from the run in run.dir, if there is one, instead of choosing anew.
         log: takes lines of text.
+        choose: take what fits the data; otherwise every setting has its default.
+        memory_budget: bytes that training may take; what was not given is lowered until it does.
 
     Returns:
         Nested dictionaries for `Config.from_dict`, and what was chosen and why; nothing of a run that is resumed.
@@ -64,9 +81,17 @@ def complete(
     if resume and started.is_file():
         return _merged(read_config(started).to_dict(), values), []
     # What can be refused before the data is read. The other two sections depend on it.
-    RunFolder(Config.from_dict({**values, "encoder": {}, "output": {"fan_in": 1}}), resume=resume)
-    store = open_store(Data(**values["data"]), log=log)
-    return fill(values, facts_of(store, values.get("run", {}).get("device", Run().device)))
+    given = Config.from_dict({**values, "encoder": {}, "output": {"fan_in": 1}})
+    RunFolder(given, resume=resume)
+    store = open_store(given.data, log=log)
+    facts = facts_of(store, values.get("run", {}).get("device", Run().device))
+    if memory_budget is not None:
+        facts = replace(facts, memory_bytes=min(facts.memory_bytes, int(memory_budget)))
+    completed, lines = fill(values, facts) if choose else (values, [])
+    if memory_budget is not None:
+        completed, more = fit_settings(completed, facts, memory_budget, fixed=set(flatten(values)))
+        lines = [*lines, *more]
+    return completed, lines
 
 
 def facts_of(store: Store, device: str) -> Facts:

@@ -102,11 +102,12 @@ def link_checkpoint(path: Path, name: str) -> None:
     _sync(path.parent)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path, *, only: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint after checking every byte of it.
 
     Args:
         path: a `step-N` folder or a link to one.
+        only: read the tensors whose names begin so; every byte is checked all the same.
 
     Returns:
         Name -> tensor on the CPU, and the meta of `save_checkpoint` with `step` added.
@@ -122,6 +123,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, list[tuple[str, int, int]]] = {}
     for name, entry in manifest["tensors"].items():
+        if not name.startswith(only):
+            continue
         tensors[name] = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
         for part, start, stop in entry["pieces"]:
             pieces.setdefault(part, []).append((name, start, stop))

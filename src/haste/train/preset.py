@@ -122,10 +122,9 @@ class _Chooser:
         ngrams = self.pick("data.ngrams", 2 if pairs else 1, why)
         min_df = 1 if num < 1000 else 2 if num < 20_000 else 3
         self.pick("data.min_df", min_df, f"{num:,} documents")
-        # About what a vocabulary grows to; the encoder's embedding and its two moments must fit.
-        terms = int(min(100_000 if num < 200_000 else 200_000, 50 + num * words * (2 if ngrams == 2 else 1)))
+        # The encoder's embedding and its two moments must fit.
         most = self.pick("data.max_features", 100_000 if num < 200_000 else 200_000, "rarer terms add little")
-        self.num_inputs = min(terms, most or 10 * terms)
+        self.num_inputs = _terms(facts, ngrams, most)
 
     def encoder(self) -> None:
         """The encoder's kind and width."""
@@ -226,6 +225,19 @@ class _Chooser:
 
     def _value(self, key: str, default: Any) -> Any:
         return self.given.get(key, self.choices.get(key, (default,))[0])
+
+
+def vocabulary(config: Config, facts: Facts) -> int:
+    """About how many inputs the encoder will have: terms, or columns of given features."""
+    return facts.num_inputs or _terms(facts, config.data.ngrams, config.data.max_features)
+
+
+def _terms(facts: Facts, ngrams: int, most: int | None) -> int:
+    """About what a vocabulary grows to."""
+    num = facts.num_documents
+    found = 50 + num * (facts.words_per_document or 100.0) * (2 if ngrams == 2 else 1)
+    terms = int(min(100_000 if num < 200_000 else 200_000, found))
+    return min(terms, most or 10 * terms)
 
 
 _KINDS = {"text": "text", "sparse": "sparse rows", "dense": "rows of numbers"}

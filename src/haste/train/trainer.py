@@ -122,7 +122,7 @@ class _Run:
         if place.best_step == place.step:  # a crash may have come between the two links
             link_checkpoint(self.folder.last.resolve(), "best")
         elif place.best_step is not None:
-            load_checkpoint(self.folder.best)  # better refused now than after days
+            load_checkpoint(self.folder.best, only="model.")  # better refused now than after days
         self.loop.load(tensors, meta["loop"])
         evaluated = place.evaluated_step == place.step
         self.folder.history.keep(
@@ -209,7 +209,7 @@ class _Run:
         """Evaluate the best model, write it, and close the records; metrics.json comes last."""
         step = self.place.step
         if self.place.best_step is not None:
-            tensors, meta = load_checkpoint(self.folder.best)
+            tensors, meta = load_checkpoint(self.folder.best, only="model.")
             self.loop.load_model(tensors)
             step = meta["step"]
         names = [name for name in ("dev", "test") if getattr(self.dataset, name) is not None]

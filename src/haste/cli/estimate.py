@@ -1,0 +1,214 @@
+"""`haste estimate`: memory and least time of a configuration, before it runs."""
+
+import argparse
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from haste.cli._arguments import Parser, bytes_of, positive
+from haste.config import Config, Run, check_keys, expand_path
+from haste.estimate import (
+    DEVICES,
+    MODELS,
+    SYSTEMS,
+    Device,
+    Estimate,
+    Workload,
+    as_json,
+    as_text,
+    device,
+    estimate,
+    size,
+    transformer,
+)
+from haste.train.preset import Facts, free_memory
+
+# Option -> the setting it stands for; without a file of settings, the field of the workload.
+_KEYS = {
+    "in_features": "encoder.features",
+    "fan_in": "output.fan_in",
+    "group_size": "output.group_size",
+    "head_ratio": "output.head_ratio",
+    "private_features": "output.private_features",
+    "intermediate": "output.intermediate",
+    "dtype": "output.dtype",
+    "batch_size": "optim.batch_size",
+}
+_RULES = {"sgd": ("sgd", 0.0), "momentum": ("sgd", 0.9), "adamw": ("adamw", 0.0)}
+
+
+def run(argv: list[str]) -> int:
+    """Print the estimate; returns 1 where the system asked for does not fit the device."""
+    options = _parser().parse_args(argv)
+    if options.published:
+        from haste.estimate.published import hundred_million, table_1
+
+        print("\n".join([*table_1(), "", *hundred_million()]))
+        return 0
+    chosen = device(options.device or "cpu", free_memory())
+    budget, of_run = options.memory_budget, options.settings is not None
+    workload, reasons = _of_settings(options, budget) if of_run else _of_sizes(options, chosen, budget)
+    if budget is not None:
+        chosen = replace(chosen, memory=budget)
+    names = options.system or SYSTEMS
+    found = {name: estimate(workload.of_system(name), chosen, run=of_run) for name in names}
+    measured = _measured(found, options.measure)
+    if options.json:
+        record = {name: {**as_json(value), **measured.get(name, {})} for name, value in found.items()}
+        print(json.dumps({"workload": asdict(workload), "budget": reasons, "systems": record}))
+    else:
+        print("\n".join([_headline(workload), *(f"  {line}" for line in reasons), "", as_text(found)]))
+        for name, values in measured.items():
+            _show_measured(name, found[name], values)
+    return int(len(names) == 1 and chosen.memory > 0 and not found[names[0]].fits)
+
+
+def _count(text: str) -> int:
+    """A whole number that may be written as 8.6e6."""
+    value = float(text)
+    if value != int(value) or value < 1:
+        raise argparse.ArgumentTypeError(f"({text}) must be a whole number of at least 1")
+    return int(value)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="haste estimate",
+        description="Memory by part, and FLOP and bytes of a training step, before a run; of every system of the "
+        "family side by side. SETTINGS is a YAML file of settings or a path of data, as haste train takes them; "
+        "without it the sizes are given by options.",
+    )
+    parser.add_argument("settings", nargs="?", metavar="SETTINGS", help="file of settings, or data")
+    of = parser.add_argument_group("sizes (they win over those of SETTINGS)")
+    of.add_argument("--labels", type=_count, help="L; with SETTINGS the data is not read then")
+    of.add_argument("--inputs", type=_count, help="terms of the vocabulary, or given features")
+    of.add_argument("--in-features", type=_count, help="H, width of the encoder's output")
+    of.add_argument("--fan-in", type=_count, help="F, inputs of a tail label")
+    of.add_argument("--group-size", type=_count, help="S, tail labels that share their inputs")
+    of.add_argument("--head-ratio", type=float, help="part of the labels that reads all features")
+    of.add_argument("--private-features", choices=("none", "slice", "projection"))
+    of.add_argument("--intermediate", type=_count, help="width of a layer between encoder and output layer")
+    of.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the output layer's weights")
+    of.add_argument("--optimizer", dest="rule", choices=("sgd", "momentum", "adamw"), help="of the output layer")
+    of.add_argument("--batch", dest="batch_size", type=_count, help="documents a step")
+    of.add_argument("--positives", type=float, help="labels of a document, on average")
+    of.add_argument("--terms", type=float, help="terms of a document, on average")
+    of.add_argument("--encoder", choices=("none", *MODELS), help="a transformer of known size, trained in bfloat16")
+    of.add_argument("--tokens", type=positive, default=128, help="of a document (%(default)s)")
+    of.add_argument("--checkpointing", action="store_true", help="a transformer's activations are computed twice")
+    where = parser.add_argument_group("where, and what of it")
+    where.add_argument("--device", choices=("cpu", *DEVICES), help="default cpu: this machine")
+    where.add_argument("--system", action="append", choices=SYSTEMS, help="default all; may be repeated")
+    where.add_argument("--memory-budget", type=bytes_of, help="find settings that fit, such as 12GB")
+    where.add_argument("--measure", action="store_true", help="build and train it here for three steps, too")
+    where.add_argument("--published", action="store_true", help="the data sets of HASTE's Table 1, and 10^8 labels")
+    where.add_argument("--json", action="store_true")
+    return parser
+
+
+_MANY = 10**7  # documents, whose vocabulary is as large as the settings let it be
+
+
+def _of_sizes(options: argparse.Namespace, on: Device, budget: float | None) -> tuple[Workload, list[str]]:
+    if options.labels is None or options.in_features is None:
+        raise ValueError("haste estimate needs --labels and --in-features, or a file of settings, or data")
+    names = (*_KEYS, "rule", "positives")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    encoder = None
+    if options.encoder not in (None, "none"):
+        encoder = transformer(options.encoder, tokens=options.tokens, checkpointing=options.checkpointing)
+    workload = Workload(num_labels=options.labels, encoder=encoder, **given)
+    if budget is None:
+        return workload, []
+    from haste.train.budget import fit
+
+    return fit(workload, replace(on, memory=budget), fixed=set(given))
+
+
+def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Workload, list[str]]:
+    """The workload of a file of settings, or of what `haste train` would choose for data."""
+    from haste.train.budget import fit_settings, run_workload
+    from haste.train.preset import fill, flatten
+
+    values: dict[str, Any] = {"data": {"path": options.settings}}
+    is_file = options.settings.endswith((".yaml", ".yml"))
+    if is_file:
+        from haste.train.run_folder import read_yaml
+
+        values = read_yaml(Path(options.settings))
+        check_keys(values)
+    for option, key in _KEYS.items():
+        if getattr(options, option) is not None:
+            section, _, name = key.partition(".")
+            values.setdefault(section, {})[name] = getattr(options, option)
+    if options.rule is not None:
+        update = values.setdefault("optim", {}).setdefault("output", {})
+        update["name"], update["momentum"] = _RULES[options.rule]
+    given = set(flatten(values))
+    facts = _facts(options, values)
+    if not is_file:
+        values = fill(values, facts)[0]
+    reasons: list[str] = []
+    if budget is not None:
+        values, reasons = fit_settings(values, facts, budget, fixed=given)
+    return run_workload(Config.from_dict(values), facts, checkpointing=options.checkpointing), reasons
+
+
+def _facts(options: argparse.Namespace, values: dict[str, Any]) -> Facts:
+    """Of the data that the settings name; of data that need not be here with --labels, or where settings count them."""
+    data = Config.from_dict({"data": values["data"]}).data
+    num_labels = options.labels
+    if num_labels is None and data.expected.labels and not Path(expand_path(data.path, "data.path")).exists():
+        num_labels = data.expected.labels
+    if num_labels is None:
+        from haste.data.store import open_store
+        from haste.train.auto import facts_of
+
+        store = open_store(data, log=lambda line: None)
+        facts = facts_of(store, values.get("run", {}).get("device", Run().device))
+    else:
+        facts = Facts(
+            num_documents=_MANY,
+            num_labels=num_labels,
+            labels_per_document=5.0,
+            words_per_document=options.terms or 100.0,
+            memory_bytes=free_memory(),
+        )
+    changes = {
+        "kind": None if options.inputs is None or facts.kind != "text" else "sparse",
+        "num_inputs": options.inputs,
+        "labels_per_document": options.positives,
+        "words_per_document": options.terms,
+        "device": None if options.device is None else "cpu" if options.device == "cpu" else "cuda",
+    }
+    return replace(facts, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _measured(found: dict[str, Estimate], wanted: bool) -> dict[str, dict[str, Any]]:
+    if not wanted:
+        return {}
+    from haste.train.measure import measure
+
+    here = {
+        name: measure(value.workload, threads=int(os.environ.get("OMP_NUM_THREADS", 0)) or None)
+        for name, value in found.items()
+    }
+    return {name: {"measured_phases": phases, "measured_peak": max(phases.values())} for name, phases in here.items()}
+
+
+def _show_measured(name: str, found: Estimate, values: dict[str, Any]) -> None:
+    peak = values["measured_peak"]
+    phases = ", ".join(f"{phase} {size(count)}" for phase, count in values["measured_phases"].items())
+    print(f"measured here, {name}: {size(peak)} ({phases}); estimate {size(found.peak)}, {found.peak / peak:.2f} of it")
+
+
+def _headline(workload: Workload) -> str:
+    w = workload
+    head = f", head {w.num_head_labels:,}" if w.num_head_labels else ""
+    encoder = "" if w.encoder is None else f"; encoder {w.encoder.kind}, {w.encoder.parameters / 1e6:,.1f} M numbers"
+    return (
+        f"L {w.num_labels:,}, H {w.in_features}, fan_in {w.fan_in} of {w.inputs}, groups of {w.group_size}{head}, "
+        f"{w.dtype}, {w.rule}, B {w.batch_size}{encoder}"
+    )

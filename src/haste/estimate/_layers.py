@@ -1,0 +1,115 @@
+"""What an output layer holds, for how long, and what a step of it computes and moves.
+
+Sizes follow the code: the layout of `haste.nn.FanInLinear` and `HeadTail`, on a CPU the chunks of
+`haste.ops._chunks`, on a GPU the buffers that docs/kernels.md names. Bytes unless said.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+
+from haste import topology
+from haste.ops._chunks import groups_per_chunk
+
+MB = 1e6
+_BYTES = {"float32": 4, "bfloat16": 2}
+_LINK_SORT = 28  # bytes a link: score, order and its keys, while rewiring ranks the links of each group
+_CPU_REWIRE = 28 * MB  # one run of groups while links are moved, measured
+_GPU_REWIRE = 300 * MB  # 2^26 numbers of float32, one run of groups
+_ROUNDING = 32  # bytes a weight of a chunk: random bits and the copies that stochastic rounding makes, CPU
+_CPU_CONSTRUCTION = 28 * MB  # random numbers of one run of rows, which the C library keeps; measured
+_GPU_CHUNK = 1 << 24  # numbers of float32 in one chunk of a dense layer
+_GPU_SCRATCH = 20 * MB  # gradient of the logits of one chunk, where the batch exceeds _GPU_TILE
+_GPU_TILE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One fixed fan-in layer: L labels that each read F of H inputs, S labels sharing theirs.
+
+    dtype: of the weights. states: float32 numbers that the optimizer keeps for each weight.
+    """
+
+    num_labels: int
+    inputs: int
+    fan_in: int
+    group_size: int
+    dtype: str
+    states: int
+
+    @property
+    def dense(self) -> bool:
+        """Whether every label reads all inputs."""
+        return self.fan_in == self.inputs
+
+    @property
+    def groups(self) -> int:
+        """G, the last one padded."""
+        return ceil(self.num_labels / self.group_size)
+
+    @property
+    def rows(self) -> int:
+        """Labels with padding."""
+        return self.groups * self.group_size
+
+    @property
+    def links(self) -> int:
+        """Inputs of all groups, (G, F); 0 for a dense layer."""
+        return 0 if self.dense else self.groups * self.fan_in
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights alone."""
+        return self.rows * self.fan_in * _BYTES[self.dtype]
+
+    def held(self) -> dict[str, float]:
+        """Bytes from the first step to the last, by part."""
+        index_bytes = torch.empty((), dtype=topology.index_dtype(self.inputs)).element_size()
+        return {
+            "output weights": self.weight_bytes,
+            "output biases": 4 * self.rows,
+            "output indices": self.links * (index_bytes + 1),  # and whether the link came with the last rewiring
+            "output optimizer": 4 * self.states * self.rows * (self.fan_in + 1),
+        }
+
+    def step_buffers(self, batch: int, device: str) -> float:
+        """Temporaries of one fused pass beyond the features and their gradient."""
+        if device != "cpu":
+            partials = 8 * self.groups
+            if self.dense:
+                return partials + 4 * min(_GPU_CHUNK, self.rows * (batch + self.fan_in))
+            return partials + (min(_GPU_SCRATCH, 2 * self.rows * batch) if batch > _GPU_TILE else 0)
+        weight = torch.empty((1, self.group_size, self.fan_in))
+        groups = min(self.groups, groups_per_chunk(weight, batch, None if self.dense else torch.empty(0)))
+        weights, logits = groups * self.group_size * self.fan_in, groups * self.group_size * batch
+        gathered = 0 if self.dense else 2 * groups * self.fan_in * batch if self.group_size > 1 else 6 * weights
+        numbers = 3 * logits + gathered + weights
+        if self.dtype == "float32":
+            return 4 * numbers
+        return 4 * (numbers + (2 + self.states) * weights) + _ROUNDING * weights
+
+    def rewire_buffers(self, regrow: str, device: str) -> float:
+        """Temporaries of one rewiring; 0 where links never change."""
+        if self.dense or regrow == "none":
+            return 0.0
+        return _LINK_SORT * self.links + (_CPU_REWIRE if device == "cpu" else _GPU_REWIRE)
+
+    def construction(self, device: str) -> float:
+        """Temporaries while initial weights and inputs are drawn."""
+        return _CPU_CONSTRUCTION
+
+    def flop(self, batch: int) -> float:
+        """Of one step: logits, gradient of the features, gradient of the weights, 2 B L F each."""
+        return 6.0 * batch * self.rows * self.fan_in
+
+    def traffic(self, batch: int) -> float:
+        """Bytes that one fused step must move: weights and state read and written, indices read."""
+        held = self.held()
+        kept = held["output weights"] + held["output biases"] + held["output optimizer"]
+        return 2 * kept + held["output indices"] * 2 / 3 + 12 * batch * self.inputs
+
+
+def weight_gradient(layer: Layer) -> float:
+    """What ordinary training with `loss` holds in ``.grad`` and the fused pass does not."""
+    return layer.weight_bytes + 4.0 * layer.rows

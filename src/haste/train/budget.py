@@ -1,0 +1,173 @@
+"""Settings that fit a memory budget: down a ladder from what was wanted, the cheapest in accuracy first.
+
+What a rung costs on Amazon-670K by HASTE's tables 4 and 13 (arXiv 2606.01117), P@1: groups of 16 to 32 to 64 labels
+0.4 and 0.2; fan_in 128 to 64 to 32 1.3 and 0.9. bfloat16 with stochastic rounding cost nothing in ELMO (arXiv
+2510.11168). What the others cost depends on the data.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from haste.config import Config
+from haste.estimate import DEVICES, Device, Estimate, Workload, device, estimate, most_labels, size, workload_of
+from haste.train.preset import Facts, flatten, vocabulary
+
+_LEAST_GAIN = 0.01  # of the peak, for which a rung is worth taking
+_FIELDS = {
+    "output.dtype": "dtype",
+    "output.group_size": "group_size",
+    "output.head_ratio": "head_ratio",
+    "optim.batch_size": "batch_size",
+    "output.fan_in": "fan_in",
+}
+_Settings = Mapping[str, Any]
+
+
+def fit(
+    workload: Workload, device: Device, *, fixed: Collection[str] = (), run: bool = False
+) -> tuple[Workload, list[str]]:
+    """Return a workload that fits a device's memory, and lines that say what was changed and why.
+
+    Args:
+        workload: what is wanted.
+        device: its memory is the budget.
+        fixed: names of fields that stay.
+        run: as in `haste.estimate.estimate`.
+
+    Raises:
+        ValueError: nothing fits; the message names what would.
+    """
+    start = {key: getattr(workload, name) for key, name in _FIELDS.items()}
+
+    def changed(settings: _Settings) -> Workload:
+        return replace(workload, **{_FIELDS[key]: value for key, value in settings.items()})
+
+    keys = [key for key, name in _FIELDS.items() if name not in fixed]
+    settings, lines = _descend(start, keys, lambda found: estimate(changed(found), device, run=run))
+    return changed(settings), lines
+
+
+def fit_settings(
+    values: Mapping[str, Any], facts: Facts, budget: float, *, fixed: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Return settings that fit, as nested dictionaries, and lines that say what was changed and why.
+
+    Args:
+        values: nested dictionaries of settings; what they lack has its default.
+        facts: about the data and the machine.
+        budget: bytes, of main memory or of the GPU that facts.device is.
+        fixed: dotted keys that stay.
+
+    Raises:
+        ValueError: nothing fits; the message names what would.
+    """
+    where = device("cpu", budget) if facts.device == "cpu" else replace(DEVICES["h200"], memory=budget)
+    config = Config.from_dict(dict(values))
+    given = flatten(config.to_dict())
+    keys = [key for key in (*_FIELDS, "data.max_features", "encoder.features") if key not in fixed]
+    start = {key: given[key] for key in (*_FIELDS, "data.max_features", "encoder.features")}
+    start["output.fan_in"] = min(start["output.fan_in"], start["encoder.features"] or start["output.fan_in"])
+    if config.encoder.kind != "bag" or facts.kind != "text":
+        keys = [key for key in keys if key != "data.max_features"]
+    elif start["data.max_features"] is None:
+        start["data.max_features"] = vocabulary(config, facts)
+
+    def measured(settings: _Settings) -> Estimate:
+        return estimate(run_workload(Config.from_dict(_nested(values, settings)), facts), where, run=True)
+
+    settings, lines = _descend(start, keys, measured)
+    return _nested(values, {key: value for key, value in settings.items() if value != given[key]}), lines
+
+
+def run_workload(config: Config, facts: Facts, *, checkpointing: bool = False) -> Workload:
+    """What a run with these settings trains, on data of which these facts are known."""
+    return workload_of(
+        config,
+        num_labels=facts.num_labels,
+        num_inputs=vocabulary(config, facts),
+        labels_per_document=facts.labels_per_document,
+        terms_per_document=facts.words_per_document or 100.0,
+        checkpointing=checkpointing,
+    )
+
+
+def _descend(
+    start: _Settings, keys: Collection[str], measured: Callable[[_Settings], Estimate]
+) -> tuple[dict[str, Any], list[str]]:
+    """Take rungs until it fits, then step back up wherever it still fits."""
+    settings, before = dict(start), measured(start)
+    wanted, budget = before, before.device.memory
+    taken: list[str] = []
+    for key, value in _rungs(start, keys):
+        if before.fits:
+            break
+        lower = {**settings, key: value}
+        after = measured(lower)
+        if after.peak < before.peak * (1 - _LEAST_GAIN):
+            settings, before = lower, after
+            taken += [key] if key not in taken else []
+    if not before.fits:
+        shown = ", ".join(f"{key} {_shown(settings[key])}" for key in keys)
+        most = most_labels(before.workload, before.device)
+        fewer = f", or train at most {most:,} labels" if most else ""
+        raise ValueError(
+            f"memory_budget ({size(budget)}) must be at least {size(before.total)}: so much do the leanest settings "
+            f"take ({shown}), {_parts(before)}; raise it{fewer}"
+        )
+    for key in taken[:-1]:
+        higher = {**settings, key: start[key]}
+        if measured(higher).fits:
+            settings = higher
+    taken = [key for key in taken if settings[key] != start[key]]
+    lines = [f"memory budget {size(budget)}: what was wanted takes {size(wanted.total)}, {_parts(wanted)}"]
+    for key in taken:
+        without = measured({**settings, key: start[key]})
+        lines.append(f"{key} {_shown(settings[key])}: with {_shown(start[key])} it would take {size(without.total)}")
+    if taken:
+        lines.append(f"together they take {size(measured(settings).total)}")
+    return settings, lines
+
+
+def _rungs(start: _Settings, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Every change there is, in the order in which they are tried."""
+    fan_in = start["output.fan_in"]
+    values: dict[str, list[Any]] = {
+        "output.dtype": ["bfloat16"] if start["output.dtype"] == "float32" else [],
+        "output.group_size": [s for s in (32, 64) if 1 < start["output.group_size"] < s],
+        "output.head_ratio": [ratio for ratio in (0.05, 0.02) if ratio < start["output.head_ratio"]],
+        "optim.batch_size": _halves(start["optim.batch_size"], 32),
+        "data.max_features": _halves(start.get("data.max_features") or 0, 10_000),
+        "encoder.features": _halves(start.get("encoder.features") or 0, max(64, fan_in)),
+        "output.fan_in": [max(16, value // 16 * 16) for value in _halves(fan_in, 16)],
+    }
+    for key, found in values.items():
+        if key in keys:
+            yield from ((key, value) for value in found)
+
+
+def _halves(value: int, least: int) -> list[int]:
+    found = []
+    while value // 2 >= least:
+        value //= 2
+        found.append(value)
+    return found
+
+
+def _nested(values: Mapping[str, Any], changes: _Settings) -> dict[str, Any]:
+    found = {name: dict(section) for name, section in values.items()}
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        found.setdefault(section, {})[name] = value
+    return found
+
+
+def _parts(found: Estimate) -> str:
+    """The largest parts of an estimate in words."""
+    parts = {**found.held, **found.largest.parts}
+    largest = sorted(parts, key=lambda name: -parts[name])[:2]
+    return "most of it " + " and ".join(f"{name} {size(parts[name])}" for name in largest)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value}"

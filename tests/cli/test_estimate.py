@@ -1,0 +1,121 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from haste.cli import main
+
+Settings = Callable[..., dict[str, Any]]
+SIZES = ["estimate", "--labels", "5e4", "--in-features", "64"]
+
+
+def record(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    main(["estimate", *arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    return capsys.readouterr().err
+
+
+def test_sizes_alone_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SIZES, "--fan-in", "16", "--encoder", "minilm-l6", "--device", "h100"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("L 50,000, H 64, fan_in 16 of 64, groups of 32, bfloat16, sgd, B 128; encoder minilm-l6")
+    for part in ("output weights", "encoder activations", "most labels that fit", "ms at least a step", "not measured"):
+        assert part in text
+
+
+def test_what_does_not_fit_is_an_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--labels", "1e8", "--in-features", "768", "--fan-in", "64", "--device", "h200", "--system"]
+    assert main(["estimate", *arguments, "dense"]) == 1
+    assert main(["estimate", *arguments, "haste"]) == 0
+
+
+def test_a_file_of_settings_and_its_data_are_read(
+    tiny_settings: Settings, tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(tiny_settings()))
+    found = record(capsys, str(file))["workload"]
+    assert (found["num_labels"], found["in_features"], found["fan_in"], found["batch_size"]) == (30, 32, 8, 32)
+    changed = record(capsys, str(file), "--fan-in", "16", "--optimizer", "momentum")["workload"]
+    assert (changed["fan_in"], changed["rule"]) == (16, "momentum")
+    elsewhere = record(capsys, str(file), "--labels", "1e6", "--inputs", "1000")["workload"]
+    assert (elsewhere["num_labels"], elsewhere["encoder"]["num_inputs"]) == (1_000_000, 1000)
+    chosen = record(capsys, str(tiny_data))["workload"]
+    assert (chosen["num_labels"], chosen["encoder"]["kind"]) == (30, "bag")
+
+
+def test_settings_of_a_paper_need_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HASTE_DATA", "/nowhere")
+    file = Path(__file__).parents[2] / "configs/papers/amazon-3m-haste.yaml"
+    found = record(capsys, str(file), "--checkpointing", "--device", "a100", "--system", "haste")
+    assert found["workload"]["num_labels"] == 2_812_281
+    assert found["workload"]["encoder"]["kind"] == "bert-base"
+    assert found["systems"]["haste"]["peak_bytes"] < 5.67 * 2**30
+
+
+def test_a_budget_is_met_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["--labels", "1e6", "--in-features", "256", "--dtype", "float32", "--head-ratio", "0.1"]
+    found = record(capsys, *wanted, "--memory-budget", "900MB", "--system", "haste")
+    assert found["workload"]["dtype"] == "float32"  # what was given stays
+    assert found["workload"]["fan_in"] < 128
+    assert found["systems"]["haste"]["total_bytes"] <= 9e8
+    assert any(line.startswith("output.fan_in ") for line in found["budget"])
+    cheap = record(capsys, *wanted[:4], *wanted[6:], "--memory-budget", "20GB")
+    assert cheap["workload"]["fan_in"] == 128
+    assert len(cheap["budget"]) == 1
+
+
+def test_a_budget_that_nothing_fits_names_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    found = error(capsys, *SIZES, "--fan-in", "32", "--memory-budget", "300MB")
+    assert "memory_budget (286.1 MiB) must be at least" in found
+    assert "most of it" in found
+    assert "raise it" in found
+    fewer = error(capsys, "estimate", "--labels", "1e8", "--in-features", "768", "--memory-budget", "4GB")
+    assert "or train at most" in fewer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["estimate"], "needs --labels and --in-features"),
+        ([*SIZES, "--fan-in", "128"], "fan_in (128) must not exceed in_features (64)"),
+        ([*SIZES, "--memory-budget", "much"], "(much) must be a number of bytes, as 12GB or 900MiB"),
+        ([*SIZES, "--memory-budget=-4GB"], "must be a number of bytes"),
+        (["estimate", "--labels", "1.5", "--in-features", "8"], "must be a whole number"),
+        (["train", "x", "--memory-budget", "0"], "--memory-budget (0) must be a number of bytes"),
+    ],
+)
+def test_errors_name_the_remedy(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in error(capsys, *arguments)
+
+
+def test_training_within_a_budget(
+    tiny_settings: Settings, tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny_settings(run={"dir": str(tmp_path / "other")})
+    arguments = ["train", str(tiny_data), "--run.dir", str(tmp_path / "run"), "--optim.epochs", "1"]
+    assert main([*arguments, "--memory-budget", "2GB"]) == 0
+    assert "memory budget 1.86 GiB" in (tmp_path / "run" / "preset.txt").read_text()
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(values))
+    assert "must be at least" in error(capsys, "train", str(file), "--memory-budget", "100MB")
+    assert main(["train", str(file), "--memory-budget", "1GB", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# memory budget 953.7 MiB: what was wanted takes")
+    assert yaml.safe_load(printed)["output"]["fan_in"] == 8
+
+
+def test_measured_beside_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SIZES, "--fan-in", "16", "--system", "haste", "--measure"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("measured here, haste: ")
+    assert "construction" in last
