@@ -15,6 +15,7 @@ from haste.estimate import (
     Given,
     Transformer,
     Workload,
+    _layers,
     as_json,
     as_text,
     device,
@@ -239,6 +240,15 @@ def test_the_tables_of_the_page_are_what_the_command_prints() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for table in (table_1(), hundred_million()):
         assert "\n".join(table) in page, "run haste estimate --published and put its tables into docs/estimate.md"
+
+
+def test_sizes_of_the_gpu_kernels_are_theirs() -> None:
+    pytest.importorskip("triton")
+    from haste.ops.triton import plans
+
+    assert plans.Plan().chunk_bytes == _layers._GPU_SLOPES
+    for layout, rows in _layers._GPU_TILE_ROWS.items():
+        assert plans.tile_rows(1, layout) == rows
 
 
 def test_rows_of_a_bag_are_counted_once() -> None:

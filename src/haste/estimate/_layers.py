@@ -19,9 +19,11 @@ _CPU_REWIRE = 28 * MB  # one run of groups while links are moved, measured
 _GPU_REWIRE = 300 * MB  # 2^26 numbers of float32, one run of groups
 _ROUNDING = 32  # bytes a weight of a chunk: random bits and the copies that stochastic rounding makes, CPU
 _CPU_CONSTRUCTION = 28 * MB  # random numbers of one run of rows, which the C library keeps; measured
-_GPU_CHUNK = 1 << 24  # numbers of float32 in one chunk of a dense layer
-_GPU_SCRATCH = 20 * MB  # gradient of the logits of one chunk, where the batch exceeds _GPU_TILE
-_GPU_TILE = 256
+# As `haste.ops.triton.plans`, which only machines with triton can import.
+_GPU_SLOPES = 16 << 20  # gradient of the logits of one chunk of tiles
+_GPU_TILE_ROWS = {"dense": 64, "rows": 32}
+_GPU_TILE = 32  # bytes a tile: losses, their double precision copy, where its positives begin
+_GPU_COPIES = 8  # partial sums of a dense layer's gradient of the features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +78,7 @@ class Layer:
     def step_buffers(self, batch: int, device: str) -> float:
         """Temporaries of one fused pass beyond the features and their gradient."""
         if device != "cpu":
-            partials = 8 * self.groups
-            if self.dense:
-                return partials + 4 * min(_GPU_CHUNK, self.rows * (batch + self.fan_in))
-            return partials + (min(_GPU_SCRATCH, 2 * self.rows * batch) if batch > _GPU_TILE else 0)
+            return self._gpu_buffers(batch)
         weight = torch.empty((1, self.group_size, self.fan_in))
         groups = min(self.groups, groups_per_chunk(weight, batch, None if self.dense else torch.empty(0)))
         weights, logits = groups * self.group_size * self.fan_in, groups * self.group_size * batch
@@ -88,6 +87,15 @@ class Layer:
         if self.dtype == "float32":
             return 4 * numbers
         return 4 * (numbers + (2 + self.states) * weights) + _ROUNDING * weights
+
+    def _gpu_buffers(self, batch: int) -> float:
+        layout = "dense" if self.dense else "rows" if self.group_size == 1 else "gathered"
+        tiles = ceil(self.rows / _GPU_TILE_ROWS.get(layout, self.group_size))
+        rows = min(self.rows, _GPU_SLOPES / (batch * _BYTES[self.dtype]))  # of one chunk
+        found = _GPU_TILE * tiles + rows * batch * _BYTES[self.dtype]
+        if layout == "dense":
+            found += 4.0 * (_GPU_COPIES - 1) * self.inputs * batch
+        return found + (4 * rows * self.fan_in if layout == "rows" else 0)
 
     def rewire_buffers(self, regrow: str, device: str) -> float:
         """Temporaries of one rewiring; 0 where links never change."""
