@@ -32,7 +32,7 @@ class Slopes:
     grad_bias: Tensor
 
 
-def plan_for(features: Tensor, layer: Layer) -> tuple[Plan, torch.dtype]:
+def plan_for(features: Tensor, layer: Layer, rule: str = "grad") -> tuple[Plan, torch.dtype]:
     """Return the plan and the dtype of the products for a batch."""
     dtype = compute_dtype(features, layer.weight)
     plan = plans.choose(
@@ -43,6 +43,7 @@ def plan_for(features: Tensor, layer: Layer) -> tuple[Plan, torch.dtype]:
         dtype=dtype,
         layout=layer.layout,
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        rule=rule,
         target=plans.target_of(features.device),
     )
     return plan, dtype
@@ -76,7 +77,7 @@ def _launch_logits(
         batch.xt, layer.weight, layer.bias, layer.index_pointer, *sorted_pairs, out, grad_bias, losses, batch.bad,
         scale, first, layer.num_rows, layer.num_labels, batch.size, batch.leading, S=layer.rows, F=layer.fan_in,
         BLOCK_B=batch.block, BLOCK_F=plan.block_f, OUT=kind, LAYOUT=layer.layout,
-        PRECISION=plan.precision, num_warps=plan.warps, num_stages=plan.stages,
+        PRECISION=plan.precision, **plan.options(),
     )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def add_gradients(
         dense_grad_x_kernel[grid](
             slopes.values, layer.weight, gradient.copies, batch.bad, slopes.first, slopes.count, layer.num_rows,
             batch.leading, S=layer.rows, F=layer.fan_in, BLOCK_B=batch.block, BLOCK_F=plan.block_f,
-            PRECISION=plan.precision, num_warps=plan.warps, num_stages=plan.stages,
+            PRECISION=plan.precision, **plan.options(),
         )  # fmt: skip
         passes = [(False, True)]
     else:
@@ -144,7 +145,7 @@ def add_gradients(
             layer.num_rows, layer.num_labels, sink.first_row, batch.xt.shape[0], batch.leading, sink.layer, sink.seed,
             S=layer.rows, F=layer.fan_in, BLOCK_B=batch.block, BLOCK_F=plan.block_f, RULE=sink.rule,
             SCATTER=plan.scatter, LAYOUT=layer.layout, PRECISION=plan.precision, FEATURES=features,
-            WEIGHTS=weights, num_warps=plan.warps, num_stages=plan.stages,
+            WEIGHTS=weights, **plan.options(),
         )  # fmt: skip
 
 
@@ -202,7 +203,7 @@ def run_pass(
 
     The loss is NaN where a feature is not finite, and then nothing is written.
     """
-    plan, dtype = plan_for(features, layer)
+    plan, dtype = plan_for(features, layer, sink.rule)
     batch = prepare(features, dtype, plan.block_b)
     if plan.form == "fused" and batch.blocks > 1:
         raise ValueError(f"block_b ({plan.block_b}) must hold the batch ({batch.size}) in the fused form")
@@ -215,7 +216,7 @@ def run_pass(
             pairs.bounds, losses, sink.numbers, sink.step, batch.bad, scale, layer.tiles, layer.num_labels,
             sink.first_row, batch.size, batch.xt.shape[0], sink.layer, sink.seed, S=layer.rows, F=layer.fan_in,
             BLOCK_B=batch.block, BLOCK_F=plan.block_f, LOSS=loss, RULE=sink.rule, SCATTER=plan.scatter,
-            PRECISION=plan.precision, num_warps=plan.warps, num_stages=plan.stages,
+            PRECISION=plan.precision, **plan.options(),
         )  # fmt: skip
     else:
         for slopes in slopes_of(batch, layer, plan, pairs, loss, scale, losses):

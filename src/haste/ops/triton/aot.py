@@ -90,6 +90,7 @@ class Variant:
     state: str = "fp32"
     warps: int = 8
     stages: int = 2
+    registers: int = 0
     constants: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -119,7 +120,9 @@ def compile_variant(variant: Variant) -> Usage:
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types[n].startswith("*") or n in _ALIGNED
     }
-    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    options: dict[str, Any] = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    if variant.registers:
+        options["maxnreg"] = variant.registers
     start = time.perf_counter()
     compiled = triton.compile(
         ASTSource(kernel, types, constants, aligned), target=TARGETS[variant.target], options=options
@@ -185,7 +188,7 @@ def _planned(
     dtype = _DTYPES[x]
     plan = plans.choose(
         batch=batch, in_features=768, group_size=group_size, fan_in=fan_in, dtype=dtype, layout=layout,
-        target=target,
+        rule=constants.get("RULE", "sgd"), target=target,
     )  # fmt: skip
     known = {
         "S": plans.tile_rows(group_size, layout),
@@ -199,7 +202,15 @@ def _planned(
     }
     wanted = {name: value for name, value in known.items() if name in _KERNELS[kernel].arg_names}
     return Variant(
-        kernel=kernel, target=target, x=x, w=x, state=state, warps=plan.warps, stages=plan.stages, constants=wanted
+        kernel=kernel,
+        target=target,
+        x=x,
+        w=x,
+        state=state,
+        warps=plan.warps,
+        stages=plan.stages,
+        registers=plan.registers if kernel == "step_kernel" else 0,
+        constants=wanted,
     )
 
 

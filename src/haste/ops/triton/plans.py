@@ -68,6 +68,7 @@ class Plan:
         order: bitwise the same each time.
     block_b, block_f: points and inputs of a tile.
     warps, stages: of a program, and of the pipeline of its loads.
+    registers: most that a thread may take, 0 for no limit; 128 lets two programs of 8 warps share a multiprocessor.
     precision: of float32 products, `tl.dot`'s ``tf32x3`` (three TF32 products each) or ``ieee``; no matter to bfloat16.
     programs: of the grid; 0 is one for every group.
     chunk_bytes: of slopes between the sweeps.
@@ -79,9 +80,15 @@ class Plan:
     block_f: int = 64
     warps: int = 8
     stages: int = 2
+    registers: int = 0
     precision: str = "tf32x3"
     programs: int = 0
     chunk_bytes: int = _CHUNK_BYTES
+
+    def options(self) -> dict[str, int]:
+        """Return what a launch takes beside the kernel's arguments."""
+        found = {"num_warps": self.warps, "num_stages": self.stages}
+        return {**found, "maxnreg": self.registers} if self.registers else found
 
 
 _override: Plan | None = None
@@ -138,6 +145,11 @@ def _precision(target: str) -> str:
     return "ieee" if target == "gfx942" else "tf32x3"
 
 
+def _registers(rows: int, points: int, fan_in: int, rule: str, target: str) -> int:
+    """Return the limit of registers: 128 for the fused tile that lives within it without spilling."""
+    return 128 if (target, rule, rows, points) == ("sm_90", "sgd", 32, 128) and fan_in % 64 == 0 else 0
+
+
 def choose(
     *,
     batch: int,
@@ -147,15 +159,17 @@ def choose(
     dtype: torch.dtype,
     layout: str,
     deterministic: bool = False,
+    rule: str = "sgd",
     target: str = "sm_90",
 ) -> Plan:
-    """Return the plan for a step: a pure function of its shape and the target.
+    """Return the plan for a step: a pure function of its shape, rule and the target.
 
     Args:
         batch, in_features, group_size, fan_in: B, H, S, F.
         dtype: of the products.
         layout: of `layout_of`.
         deterministic: whether results must be bitwise equal each time.
+        rule: of `Sink`.
         target: one of TARGETS.
     """
     if _override is not None:
@@ -164,9 +178,13 @@ def choose(
     wide, widest = dtype == torch.float32, max(16, triton.next_power_of_2(fan_in))
     most, inputs = _TUNING[target].fused.get(rows, (0, 0))
     if layout == "gathered" and not wide and points <= most:
-        warps = 8 if rows * points >= 4096 else 4
         plan = Plan(
-            form="fused", block_b=points, block_f=min(inputs, widest), warps=warps, precision=_precision(target)
+            form="fused",
+            block_b=points,
+            block_f=min(inputs, widest),
+            warps=8 if rows * points >= 4096 else 4,
+            registers=_registers(rows, points, fan_in, rule, target),
+            precision=_precision(target),
         )
     else:
         block_b, inputs, warps = (_TWO_IN_FLOAT32 if wide else _TUNING[target].two)[rows]

@@ -57,7 +57,7 @@ def regrow_gradient(
         gradient_scores_kernel[(slopes.count, triton.cdiv(in_features, _BLOCK_H))](
             batch.xt, slopes.values, scores, slopes.first, batch.blocks, num_labels, in_features, batch.leading,
             S=layer.rows, BLOCK_B=batch.block, BLOCK_H=_BLOCK_H, LAYOUT=layer.layout,
-            PRECISION=plan.precision, num_warps=plan.warps, num_stages=plan.stages,
+            PRECISION=plan.precision, **plan.options(),
         )  # fmt: skip
         scores = scores[: len(weight) - first]
         held = indices[first : first + len(scores)].long()

@@ -47,7 +47,7 @@ def topk(
         layer.tiles, per_part, layer.num_rows, num_labels, batch.size, batch.leading, S=layer.rows, F=layer.fan_in,
         K=width, BLOCK_B=tile.block_b, BLOCK_F=tile.block_f,
         LAYOUT=layer.layout, LABELLED=row_labels is not None, EXCLUDE=exclude_offsets is not None,
-        PRECISION=tile.precision, num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION=tile.precision, **tile.options(),
     )  # fmt: skip
     keys = best.topk(k, dim=1, sorted=True).values
     infinite = pack_keys(torch.tensor(torch.inf), torch.tensor(0))
