@@ -7,7 +7,10 @@ SHELL := /bin/bash
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check clean
+# The oldest triton that the kernels are compiled with; `make check` keeps it beside the environment.
+OLDEST := $(VENV)/triton-3.6
+
+.PHONY: demo test check aot clean
 
 demo: $(INSTALLED)
 	$(BIN)/haste demo
@@ -15,11 +18,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)
+check: $(INSTALLED) $(OLDEST)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m slow
+
+# Registers, shared memory and instructions of every kernel, shape and target, compiled without a GPU: an hour.
+aot: $(INSTALLED)
+	$(BIN)/python -W ignore -m haste.ops.triton.aot --full --jobs 2 --output benchmarks/results/kernels-compiled.jsonl
+
+$(OLDEST): $(INSTALLED)
+	$(BIN)/python -m pip install -q --no-deps --target $@ triton==3.6.0
 
 # torch goes first, alone: nothing that comes after may then ask for another, larger build.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -35,7 +35,7 @@ def test_a_fused_step_builds_for_every_target(tmp_path: Path) -> None:
     assert {record["target"] for record in records} == {"sm_90", "sm_100", "gfx942"}
     for record in records:
         assert record["stack"] == 0
-        assert record["matrix"] > 0
+        assert record["matrix"][aot.MATRIX[record["target"]][0]] > 0
         if record["target"] != "gfx942":
             assert record["vector_atomics"] > 0
             assert record["scalar_atomics"] == 0
@@ -63,7 +63,7 @@ def _check(records: list[dict]) -> None:
     for record in records:
         assert record["broken"] == []
         if record["target"] == "sm_90" and record["kernel"] in PRODUCTS and record["constants"].get("LAYOUT") != "rows":
-            assert record["matrix"] > 0 or record["x"] == "fp32"
+            assert record["matrix"]["wgmma.mma_async"] > 0 or record["x"] == "fp32"
     steps = [record for record in records if record["kernel"] == "step_kernel" and record["target"] == "sm_90"]
     shapes = {(record["constants"]["S"], record["constants"]["F"]) for record in steps}
     assert shapes == {(16, 64), (32, 64), (64, 128)}  # groups of 128 take two kernels
@@ -71,9 +71,19 @@ def _check(records: list[dict]) -> None:
 
 def test_limits_name_what_is_broken() -> None:
     variant = aot.Variant(kernel="step_kernel", target="sm_90", constants={"BLOCK_B": 64, "PRECISION": "tf32"})
-    good = {"registers": 128, "stack": 0, "shared": 1000, "matrix": 4, "vector_atomics": 1, "scalar_atomics": 0}
+    good = {
+        "registers": 128,
+        "stack": 0,
+        "shared": 1000,
+        "instructions": 900,
+        "matrix": {"wgmma.mma_async": 4, "mma.sync": 0},
+        "vector_atomics": 1,
+        "scalar_atomics": 0,
+    }
     assert aot.broken_limits(variant, aot.Usage(**good, seconds=1)) == []
-    bad = aot.Usage(**{**good, "stack": 8, "shared": 300_000, "matrix": 0}, seconds=1)
+    bad = aot.Usage(
+        **{**good, "stack": 8, "shared": 300_000, "matrix": {"wgmma.mma_async": 0, "mma.sync": 8}}, seconds=1
+    )
     assert aot.broken_limits(variant, bad) == [
         "8 bytes of stack", "300000 bytes of shared memory", "no wgmma.mma_async"
     ]  # fmt: skip

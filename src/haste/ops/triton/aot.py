@@ -31,7 +31,13 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+# The matrix instructions of a target; tiles of 32 inputs are too small for the larger of two.
+MATRIX = {
+    "sm_80": ("mma.sync",),
+    "sm_90": ("wgmma.mma_async", "mma.sync"),
+    "sm_100": ("tcgen05.mma", "mma.sync"),
+    "gfx942": ("v_mfma",),
+}
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block may take
 SHAPES = ((16, 64), (32, 64), (64, 128), (128, 256))  # (group_size, fan_in)
 
@@ -100,12 +106,17 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a compiled variant takes: registers a thread, stack (spill) and shared bytes, instructions, seconds."""
+    """What a compiled variant takes.
+
+    registers of a thread; stack (spills) and shared memory in bytes; machine instructions, and in the assembly text
+    matrix products and float32 atomics (counts of the code, not of what runs); seconds to compile.
+    """
 
     registers: int
     stack: int
     shared: int
-    matrix: int
+    instructions: int
+    matrix: dict[str, int]
     vector_atomics: int
     scalar_atomics: int
     seconds: float
@@ -129,16 +140,21 @@ def compile_variant(variant: Variant) -> Usage:
     )
     seconds = time.perf_counter() - start
     text = compiled.asm["amdgcn" if variant.target.startswith("gfx") else "ptx"]
-    registers, stack = _resources(compiled.asm, variant.target)
+    registers, stack, instructions = _resources(compiled.asm, variant.target)
     return Usage(
         registers=registers,
         stack=stack,
         shared=compiled.metadata.shared,
-        matrix=len(re.findall(rf"^\s*(?:@\S+ )?{re.escape(MATRIX[variant.target])}", text, re.MULTILINE)),
+        instructions=instructions,
+        matrix={name: _count(name, text) for name in MATRIX[variant.target]},
         vector_atomics=len(re.findall(r"(?:red|atom)\.global[.\w]*\.v[248]\.f32", text)),
         scalar_atomics=len(re.findall(r"(?:red|atom)\.global[.\w]*\.add\.f32|global_atomic_add_f32", text)),
         seconds=round(seconds, 2),
     )
+
+
+def _count(instruction: str, text: str) -> int:
+    return len(re.findall(rf"^\s*(?:@\S+ )?{re.escape(instruction)}", text, re.MULTILINE))
 
 
 def _type(name: str, variant: Variant) -> str:
@@ -152,21 +168,27 @@ def _type(name: str, variant: Variant) -> str:
     return "*" + {"x": variant.x, "w": variant.w, "state": variant.state}.get(dtype, dtype)
 
 
-def _resources(asm: dict[str, Any], target: str) -> tuple[int, int]:
-    """Return (registers a thread, stack bytes)."""
+def _resources(asm: dict[str, Any], target: str) -> tuple[int, int, int]:
+    """Return (registers a thread, stack bytes, machine instructions)."""
     if target.startswith("gfx"):
-        text = asm["amdgcn"]
-        found = [re.search(rf"\.{key}:\s*(\d+)", text) for key in ("vgpr_count", "private_segment_fixed_size")]
+        usage = asm["amdgcn"]
+        keys = (r"\.vgpr_count:\s*", r"\.private_segment_fixed_size:\s*")
+        instructions = len(re.findall(r"^\s+[sv]_|^\s+(?:global|ds|buffer|flat)_", usage, re.MULTILINE))
     else:
         tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(asm["cubin"])
             file.flush()
-            text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        found = [re.search(rf"{key}:(\d+)", text) for key in ("REG", "STACK")]
-    assert all(found), text
+            usage, code = (
+                subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+                for option in ("-res-usage", "-sass")
+            )
+        keys = ("REG:", "STACK:")
+        instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE))
+    found = [re.search(rf"{key}(\d+)", usage) for key in keys]
+    assert all(found), usage
     registers, stack = (int(match[1]) for match in found if match)
-    return registers, stack
+    return registers, stack, instructions
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -294,9 +316,11 @@ def broken_limits(variant: Variant, usage: Usage) -> list[str]:
     if usage.shared > SHARED[variant.target]:
         found.append(f"{usage.shared} bytes of shared memory")
     tiled = "PRECISION" in variant.constants and variant.constants.get("LAYOUT") != "rows"
-    gemm = tiled and variant.constants.get("BLOCK_B", 0) >= 64
-    if gemm and variant.x == "bf16" and not usage.matrix:
-        found.append(f"no {MATRIX[variant.target]}")
+    if tiled and variant.x == "bf16":
+        largest, *smaller = MATRIX[variant.target]
+        small = min(variant.constants.get(name, 64) for name in ("BLOCK_B", "BLOCK_F")) < 64
+        if not usage.matrix[largest] and not (small and any(usage.matrix[name] for name in smaller)):
+            found.append(f"no {largest}")
     return found
 
 

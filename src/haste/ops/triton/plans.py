@@ -38,8 +38,8 @@ class _Tuning:
 
 _TUNING = {
     "sm_80": _Tuning(
-        fused={16: (128, 32), 32: (128, 16), 64: (128, 32)},
-        two={16: (128, 32, 8), 32: (128, 32, 8), 64: (64, 32, 8), 128: (128, 32, 8)},
+        fused={16: (128, 32), 64: (128, 32)},
+        two={16: (128, 32, 8), 32: (64, 32, 4), 64: (64, 32, 8), 128: (128, 32, 8)},
     ),
     "sm_90": _Tuning(
         fused={16: (256, 64), 32: (256, 64), 64: (128, 64)},
@@ -177,12 +177,12 @@ def choose(
     rows, points = tile_rows(group_size, layout), max(16, triton.next_power_of_2(batch))
     wide, widest = dtype == torch.float32, max(16, triton.next_power_of_2(fan_in))
     most, inputs = _TUNING[target].fused.get(rows, (0, 0))
-    if layout == "gathered" and not wide and points <= most:
+    if layout == "gathered" and not wide and points <= (most if fan_in >= 64 else min(most, 128)):
         plan = Plan(
             form="fused",
             block_b=points,
             block_f=min(inputs, widest),
-            warps=8 if rows * points >= 4096 else 4,
+            warps=8 if rows * points >= 4096 or target == "sm_100" else 4,
             registers=_registers(rows, points, fan_in, rule, target),
             precision=_precision(target),
         )
