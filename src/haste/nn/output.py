@@ -169,14 +169,20 @@ class HeadTail(nn.Module):
             features = self.intermediate(nn.functional.dropout(features, dropout, self.training))
             features, dropout = torch.relu(features) if self.activation == "relu" else features, 0.0
         if self.private_features == "none":
-            shared = nn.functional.dropout(features, dropout, self.training)
+            shared = self._as_multiplied(nn.functional.dropout(features, dropout, self.training))
             return shared, shared
         if self.head_projection is not None and self.tail_projection is not None:
             head, tail = self.head_projection(features), self.tail_projection(features)
         else:
             tail, head = features.chunk(2, dim=1)
-        head = nn.functional.dropout(head, dropout, self.training)
-        return head, nn.functional.dropout(tail, dropout, self.training)
+        head, tail = (nn.functional.dropout(part, dropout, self.training) for part in (head, tail))
+        return self._as_multiplied(head), self._as_multiplied(tail)
+
+    def _as_multiplied(self, features: Tensor) -> Tensor:
+        """Return features in the dtype that a GPU multiplies at full speed with weights of ours."""
+        if features.is_cuda and self.layers()[0].weight.dtype == torch.bfloat16:
+            return features.to(torch.bfloat16)
+        return features
 
     def split_labels(self, labels: Positives, batch: int) -> tuple[Positives, Positives]:
         """Return CSR labels of a batch as (head rows, tail rows)."""

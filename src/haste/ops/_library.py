@@ -7,6 +7,7 @@ on any device), ``reference`` (slow, for checking). It is made once for each typ
 `kernels_in_force` and one log line; kernels that cannot run a shape raise, and never hand it to slower ones.
 """
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -99,7 +100,8 @@ def define(schema: str, fake: Callable[..., Any], implementation: Callable[..., 
     def run(first: Tensor, *args: Any) -> Any:
         kind = first.device.type
         chosen = _implementation(name, _choose(kind)[0], implementation)
-        with torch.autocast(kind, enabled=False):
+        device = torch.cuda.device(first.device) if kind == "cuda" else contextlib.nullcontext()
+        with torch.autocast(kind, enabled=False), device:  # a kernel is launched on the current GPU, not its operands'
             return chosen(first, *args)
 
     _library.impl(name, run, "CompositeExplicitAutograd")

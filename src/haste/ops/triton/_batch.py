@@ -46,6 +46,11 @@ class Batch:
         return self.xt.shape[1]
 
     @property
+    def full(self) -> bool:
+        """Whether there is no padding."""
+        return self.leading == self.size
+
+    @property
     def blocks(self) -> int:
         return self.leading // self.block
 

@@ -76,7 +76,7 @@ def _launch_logits(
     logits_kernel[(count, batch.blocks)](
         batch.xt, layer.weight, layer.bias, layer.index_pointer, *sorted_pairs, out, grad_bias, losses, batch.bad,
         scale, first, layer.num_rows, layer.num_labels, batch.size, batch.leading, S=layer.rows, F=layer.fan_in,
-        BLOCK_B=batch.block, BLOCK_F=plan.block_f, OUT=kind, LAYOUT=layer.layout,
+        BLOCK_B=batch.block, BLOCK_F=plan.block_f, OUT=kind, FULL=batch.full, LAYOUT=layer.layout,
         PRECISION=plan.precision, **plan.options(),
     )  # fmt: skip
 
@@ -215,7 +215,7 @@ def run_pass(
             batch.xt, gradient.copies, *sink.pointers(layer), layer.index_pointer, pairs.rows, pairs.points,
             pairs.bounds, losses, sink.numbers, sink.step, batch.bad, scale, layer.tiles, layer.num_labels,
             sink.first_row, batch.size, batch.xt.shape[0], sink.layer, sink.seed, S=layer.rows, F=layer.fan_in,
-            BLOCK_B=batch.block, BLOCK_F=plan.block_f, LOSS=loss, RULE=sink.rule, SCATTER=plan.scatter,
+            BLOCK_B=batch.block, BLOCK_F=plan.block_f, LOSS=loss, FULL=batch.full, RULE=sink.rule, SCATTER=plan.scatter,
             PRECISION=plan.precision, **plan.options(),
         )  # fmt: skip
     else:

@@ -100,7 +100,7 @@ class Variant:
     constants: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        shown = " ".join(f"{k}={v}" for k, v in self.constants.items() if k not in ("PRECISION", "OUT"))
+        shown = " ".join(f"{k}={v}" for k, v in self.constants.items() if k not in ("PRECISION", "OUT", "FULL"))
         return f"{self.target} {self.kernel} {self.w}/{self.state} warps={self.warps} {shown}"
 
 
@@ -218,6 +218,7 @@ def _planned(
         "BLOCK_B": plan.block_b,
         "BLOCK_F": plan.block_f,
         "SCATTER": plan.scatter,
+        "FULL": True,
         "LAYOUT": layout,
         "PRECISION": plan.precision,
         **constants,

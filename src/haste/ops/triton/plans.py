@@ -188,6 +188,8 @@ def choose(
         )
     else:
         block_b, inputs, warps = (_TWO_IN_FLOAT32 if wide else _TUNING[target].two)[rows]
+        if fan_in < 64:  # the products of few inputs are not those of the largest instructions, and hold more registers
+            block_b = min(block_b, 64)
         plan = Plan(
             form="two",
             block_b=min(block_b, points),
@@ -203,7 +205,8 @@ def choose(
 def choose_topk(fan_in: int, dtype: torch.dtype, target: str) -> Plan:
     """Return the tile of `topk`: block_b, block_f, warps, stages and precision of a plan."""
     most, widest = 32 if dtype == torch.float32 else 64, max(16, triton.next_power_of_2(fan_in))
-    return Plan(block_b=64, block_f=min(most, widest), warps=8, precision=_precision(target))
+    warps = 4 if target == "sm_80" and fan_in < 64 else 8
+    return Plan(block_b=64, block_f=min(most, widest), warps=warps, precision=_precision(target))
 
 
 def partial_programs(in_features: int, batch: int) -> int:

@@ -86,12 +86,9 @@ def rows_grad_kernel(
                     grad_w += tl.sum(tl.load(xt_ptr + offsets).to(tl.float32) * g, axis=0)
                     grad_x = g * w[None, :]
                     if SCATTER == "partials":
-                        # Rows may share an input: one at a time, in order.
-                        for r in range(0, S):
-                            one = (rows == r) & (own < num_rows)
-                            mask = tl.broadcast_to(one[None, :], grad_x.shape)
-                            total = tl.load(grad_xt_ptr + offsets, mask=mask, other=0.0) + grad_x
-                            tl.store(grad_xt_ptr + offsets, total, mask=mask)
+                        for r in range(0, S):  # rows may share an input: one at a time, in order
+                            mask = tl.broadcast_to(((rows == r) & (own < num_rows))[None, :], grad_x.shape)
+                            tl.atomic_add(grad_xt_ptr + offsets, grad_x, mask=mask, sem="relaxed")
                             tl.debug_barrier()
                     else:
                         mask = tl.broadcast_to((own < num_rows)[None, :], grad_x.shape)

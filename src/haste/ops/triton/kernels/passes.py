@@ -15,7 +15,7 @@ that read every input; ``rows``, S rows with inputs of their own (sweep 1 only).
 import triton
 import triton.language as tl
 
-from haste.ops.triton.kernels.tiles import int64, loss_and_slope, mark_positives, update_bias, update_tile
+from haste.ops.triton.kernels.tiles import int64, mark_positives, masked_loss_and_slope, update_bias, update_tile
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def add_grad_x(
     """Add dloss/dx (BLOCK_F, points) to the gradient of the features.
 
     ``atomics``: to (H, B), rows of which are contiguous in the batch. ``atomics_by_point``: to (B, H), for comparison.
-    ``partials``: to a (H, B) of this program alone, in program order.
+    ``partials``: to a (H, B) of this program alone, so that barriers between tiles fix the order.
     """
     if SCATTER == "atomics_by_point":
         offsets = inputs[:, None] + (points * in_features)[None, :]
@@ -102,11 +102,7 @@ def add_grad_x(
     mask = tl.full(offsets.shape, True, tl.int1)
     if F % BLOCK_F != 0:
         mask = mask & (f < F)[:, None]
-    if SCATTER == "partials":
-        total = tl.load(grad_xt_ptr + offsets, mask=mask, other=0.0) + values
-        tl.store(grad_xt_ptr + offsets, total, mask=mask)
-    else:
-        tl.atomic_add(grad_xt_ptr + offsets, values, mask=mask, sem="relaxed")
+    tl.atomic_add(grad_xt_ptr + offsets, values, mask=mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num_groups", "num_labels", "first_row", "batch", "layer", "seed"])
@@ -140,6 +136,7 @@ def step_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_F: tl.constexpr,
     LOSS: tl.constexpr,
+    FULL: tl.constexpr,
     RULE: tl.constexpr,
     SCATTER: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -168,10 +165,8 @@ def step_kernel(
             start = tl.load(bounds_ptr + k)
             stop = tl.load(bounds_ptr + k + 1)
             marked = mark_positives(z, k * S, rows, points, sorted_rows_ptr, sorted_points_ptr, start, stop)
-            loss, slope = loss_and_slope(marked, LOSS)
-            valid = (points < batch)[:, None] & (own < num_labels)[None, :]
-            tl.store(losses_ptr + k, tl.sum(tl.where(valid, loss, 0.0)))
-            slope = tl.where(valid, slope * scale, 0.0)
+            loss, slope = masked_loss_and_slope(marked, points, batch, own, num_labels, scale, LOSS, FULL)
+            tl.store(losses_ptr + k, loss)
             g = slope.to(xt_ptr.dtype.element_ty)
             update_bias(
                 bias_ptr, bias_first_ptr, bias_second_ptr, own, own >= 0, tl.sum(slope, axis=0),
@@ -220,6 +215,7 @@ def logits_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_F: tl.constexpr,
     OUT: tl.constexpr,
+    FULL: tl.constexpr,
     LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -240,16 +236,16 @@ def logits_kernel(
             xt_ptr, weight_ptr, bias_ptr, indices_ptr, k, points, leading, num_rows, S, F, BLOCK_B, BLOCK_F, LAYOUT,
             PRECISION,
         )  # fmt: skip
-        valid = (points < batch)[:, None] & (own < num_labels)[None, :]
         if OUT == "logits":
+            valid = (points < batch)[:, None] & (own < num_labels)[None, :]
             tl.store(out_ptr + points.to(tl.int64)[:, None] * num_labels + own[None, :], z, mask=valid)
         else:
             start = tl.load(bounds_ptr + k)
             stop = tl.load(bounds_ptr + k + 1)
             marked = mark_positives(z, k * S, rows, points, sorted_rows_ptr, sorted_points_ptr, start, stop)
-            loss, slope = loss_and_slope(marked, OUT)
-            tl.store(losses_ptr + k * blocks + block, tl.sum(tl.where(valid, loss, 0.0)))
-            slope = tl.where(valid, slope * tl.load(scale_ptr).to(tl.float32), 0.0)
+            scale = tl.load(scale_ptr).to(tl.float32)
+            loss, slope = masked_loss_and_slope(marked, points, batch, own, num_labels, scale, OUT, FULL)
+            tl.store(losses_ptr + k * blocks + block, loss)
             tl.store(grad_bias_ptr + (tile * blocks + block) * S + rows, tl.sum(slope, axis=0))
             here = out_ptr + int64(tile) * leading * S
             tl.store(here + (points * S)[:, None] + rows[None, :], slope.to(out_ptr.dtype.element_ty))

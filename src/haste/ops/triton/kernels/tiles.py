@@ -102,29 +102,41 @@ def loss_and_slope(marked, LOSS: tl.constexpr):
         bce             softplus(u)             slope  -t sigmoid(u)
         squared_hinge   max(0, 1 + u)^2         slope  -2 t max(0, 1 + u)
     """
-    positive = (marked & 1) == 1
-    z = (marked & -2).to(tl.float32, bitcast=True)
-    u = tl.where(positive, -z, z)
+    sign = marked << 31  # of a positive: flips z, and the slope back
+    u = ((marked & -2) ^ sign).to(tl.float32, bitcast=True)
     if LOSS == "bce":
         e = tl.exp(-tl.abs(u))
         inverse = 1.0 / (1.0 + e)
         slope = tl.where(u >= 0, inverse, e * inverse)
         # log1p(e) / e on [0, 1] by a polynomial: log(1 + e) would lose every label that is nearly certain.
-        series = 0.005253457929939032
-        series = series * e - 0.02958850748836994
-        series = series * e + 0.07836166769266129
-        series = series * e - 0.13674770295619965
-        series = series * e + 0.19111430644989014
-        series = series * e - 0.24844369292259216
-        series = series * e + 0.33319270610809326
-        series = series * e - 0.49999502301216125
-        series = series * e + 1.0
+        series = -0.008574675768613815
+        series = series * e + 0.044214192777872086
+        series = series * e - 0.10785368084907532
+        series = series * e + 0.17757023870944977
+        series = series * e - 0.2449961155653
+        series = series * e + 0.3327617645263672
+        series = series * e - 0.49997448921203613
+        series = series * e + 0.9999998211860657
         loss = tl.maximum(u, 0.0) + e * series
     else:
         margin = tl.maximum(1.0 + u, 0.0)
         loss = margin * margin
         slope = 2.0 * margin
-    return loss, tl.where(positive, -slope, slope)
+    return loss, (slope.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def masked_loss_and_slope(marked, points, batch, own, num_labels, scale, LOSS: tl.constexpr, FULL: tl.constexpr):
+    """Return (sum of the loss, slope times scale) of a tile, without padded rows and, unless FULL, padded points."""
+    loss, slope = loss_and_slope(marked, LOSS)
+    held = own < num_labels
+    slope = slope * tl.where(held, scale, 0.0)[None, :]
+    if not FULL:
+        loss = tl.where((points < batch)[:, None], loss, 0.0)
+        slope = tl.where((points < batch)[:, None], slope, 0.0)
+    if tl.min(held.to(tl.int32)) == 0:
+        loss = tl.where(held[None, :], loss, 0.0)
+    return tl.sum(loss), slope
 
 
 @triton.jit
