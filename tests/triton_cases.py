@@ -32,7 +32,7 @@ SIZES = {
     "dense": (7, 37, 75, 37, 8),
 }
 LAYOUTS = ("groups-of-16", "rows", "dense")
-BATCHES = {"two-blocks": (70, 40, 20, 16, 16)}
+MORE = {"two-blocks": (70, 40, 20, 16, 16), "many-groups": (6, 40, 150, 16, 16)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Case:
 
 def case(name: str = "groups-of-32", *, seed: int = 0, scale: float = 1.0) -> Case:
     """Return random operands of a size; the first of several points has no positives. Padded rows are zero."""
-    batch, in_features, num_labels, fan_in, group_size = {**SIZES, **BATCHES}[name]
+    batch, in_features, num_labels, fan_in, group_size = {**SIZES, **MORE}[name]
     generator = torch.Generator().manual_seed(seed)
     groups = -(-num_labels // group_size)
     weight = torch.randn(groups, group_size, fan_in, generator=generator) / fan_in**0.5

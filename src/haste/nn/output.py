@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from haste import ops
 from haste.nn.linear import FanInLinear, Positives
-from haste.ops._step import check_finite, check_positives
+from haste.ops._step import CheckedPositives, check_finite, check_positives
 from haste.optim._rule import RuleOptimizer
 
 PRIVATE_FEATURES = ("none", "slice", "projection")
@@ -191,7 +191,8 @@ class HeadTail(nn.Module):
             rows = self.row_of_label[ids]
             in_head = rows < self.num_head_labels
             before = torch.nn.functional.pad(in_head.cumsum(0), (1, 0))[offsets]
-            return (before, rows[in_head]), (offsets - before, rows[~in_head] - self.num_head_labels)
+            head = CheckedPositives(before, rows[in_head])
+            return head, CheckedPositives(offsets - before, rows[~in_head] - self.num_head_labels)
         held = torch.arange(len(ids), device=ids.device) < offsets[-1]
         rows = self.row_of_label[torch.where(held, ids, 0)]
         return split_rows(offsets, rows, held, self.num_head_labels)
@@ -304,7 +305,7 @@ def split_rows(offsets: Tensor, rows: Tensor, held: Tensor, cut: int) -> tuple[P
     above = held & ~below
     before = torch.nn.functional.pad(below.cumsum(0), (1, 0))[offsets]
     first, second = (rows[torch.argsort((~chosen).to(torch.uint8), stable=True)] for chosen in (below, above))
-    return (before, first), (offsets - before, second - cut)
+    return CheckedPositives(before, first), CheckedPositives(offsets - before, second - cut)
 
 
 def _set_loaded_order(module: HeadTail, _: object) -> None:

@@ -9,7 +9,7 @@ Nothing of size (B, L) exists; `loss` recomputes the logits in its backward, `st
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ from haste.ops._random import signed
 from haste.ops._update import check_rule, update_tile
 
 Positives = tuple[Tensor, Tensor]
+
+
+class CheckedPositives(NamedTuple):
+    """Positives that `check_positives` has seen, or that were made from such."""
+
+    offsets: Tensor
+    labels: Tensor
 
 
 def _sort_positives(
@@ -193,8 +200,8 @@ def check_finite(features: Tensor) -> None:
         )
 
 
-def check_positives(positives: Positives, batch: int, num_labels: int) -> Positives:
-    """Return positives as int64 on success.
+def check_positives(positives: Positives, batch: int, num_labels: int) -> CheckedPositives:
+    """Return positives as int64 on success; what it returns is not checked again.
 
     Args:
         positives: (offsets (batch + 1,), labels (P,)), CSR over the batch; labels distinct within a row. On a GPU P may
@@ -207,6 +214,8 @@ def check_positives(positives: Positives, batch: int, num_labels: int) -> Positi
         ValueError: wrong shapes, offsets not from 0 to P without decrease, a label out of range, or repeated in a
             row. On a GPU offsets and range are checked by device-side assertions, and repeats are not.
     """
+    if isinstance(positives, CheckedPositives):
+        return positives
     offsets, labels = positives
     for name, tensor in (("offsets", offsets), ("labels", labels)):
         if tensor.is_floating_point() or tensor.dtype == torch.bool:
@@ -223,7 +232,7 @@ def check_positives(positives: Positives, batch: int, num_labels: int) -> Positi
         range_ok = (((labels >= 0) & (labels < num_labels)) | beyond).all()
         torch._assert_async(span_ok, "positives offsets must run from 0 to at most len(labels) without decrease")
         torch._assert_async(range_ok, "positives labels must be in [0, num_labels)")
-        return offsets, labels
+        return CheckedPositives(offsets, labels)
     span_ok = (offsets[0] == 0) & (offsets[-1] == len(labels)) & (counts >= 0).all()
     range_ok = ((labels >= 0) & (labels < num_labels)).all()
     if not span_ok:
@@ -239,7 +248,7 @@ def check_positives(positives: Positives, batch: int, num_labels: int) -> Positi
     if len(repeated):
         point, label = divmod(repeated[0].item(), num_labels)
         raise ValueError(f"positives label ({label}) must not repeat in a row; row {point} holds it more than once")
-    return offsets, labels
+    return CheckedPositives(offsets, labels)
 
 
 def loss(

@@ -42,8 +42,8 @@ def fan_in_backward(
         g = padded[:, k * group_size : (k + 1) * group_size]
         grad_weight[k] = g.t() @ _inputs(x, indices, k)
         grad_bias[k] = g.sum(0)
-        columns = slice(None) if indices is None else indices[k].long()
-        grad_features[:, columns] += g @ weight[k].to(x.dtype)
+        columns = torch.arange(x.shape[1]) if indices is None else indices[k].long()
+        grad_features.index_add_(1, columns, g @ weight[k].to(x.dtype))  # a group may hold an input twice
     return grad_features.to(features.dtype), grad_weight, grad_bias
 
 

@@ -89,6 +89,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         """
         group = self.group_of(param)
         state, names = self.state[param], self._state_names(group)
+        missing = [name for name in ("step", *names) if name not in state]
+        if missing and param.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"state ({', '.join(missing)}) must exist before a CUDA graph is captured, or every replay starts "
+                "anew; take one step first"
+            )
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.int64, device=param.device)
         dtype = self.state_dtype or (torch.float64 if param.dtype == torch.float64 else torch.float32)
@@ -155,9 +161,9 @@ class RuleOptimizer(torch.optim.Optimizer):
 
 def _on_device(lr: float | Tensor, device: torch.device) -> Tensor:
     """Return a learning rate as a 0-dim float64 tensor there; a tensor on that device stays live in a CUDA graph."""
-    if isinstance(lr, Tensor):
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
         return lr.detach().to(device, torch.float64)
-    return torch.full((), lr, dtype=torch.float64, device=device)
+    return torch.full((), float(lr), dtype=torch.float64, device=device)
 
 
 def _distinct_rows(grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from haste.ops import _step as torch_step
 from haste.ops import reference
 from haste.ops.triton import IMPLEMENTATIONS, plans
 from triton_cases import (
-    BATCHES,
     DEVICES,
     INTERPRETED,
     LAYOUTS,
+    MORE,
     RULES,
     SIZES,
     assert_close,
@@ -51,7 +51,7 @@ def test_logits_and_their_gradients(name: str, dtype: torch.dtype, device: str) 
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("name", [*SIZES, *BATCHES])
+@pytest.mark.parametrize("name", [*SIZES, *MORE])
 def test_loss_and_its_gradients(name: str, loss: str, device: str) -> None:
     x = case(name)
     truths = truth_of_loss(x, loss, 0.5)
@@ -136,13 +136,28 @@ def test_bfloat16_weights(name: str, state: torch.dtype, device: str) -> None:
                 torch.testing.assert_close(result, truth, rtol=2e-5, atol=2e-5)
 
 
-def test_deterministic_scatter_is_the_same_sum(device: str) -> None:
-    x = case("groups-of-16").to(device)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_deterministic_scatter_is_the_same_sum(name: str, device: str) -> None:
+    x = case(name).to(device)
     with deterministic():
         first, second = (take_step(IMPLEMENTATIONS["step"], x, "sgd") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     for a, b in zip(first, take_step(IMPLEMENTATIONS["step"], x, "sgd"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scatter", plans.SCATTERS)
+@pytest.mark.parametrize("name", ["groups-of-16", "rows"])
+def test_inputs_that_a_group_holds_twice(name: str, scatter: str, device: str) -> None:
+    x = dyadic(name)
+    x.indices[:, 1::2] = x.indices[:, ::2][:, : x.indices.shape[1] // 2]
+    plan = plans.Plan(form="two", scatter=scatter, block_b=16, block_f=16, programs=2)
+    expected = take_step(torch_step._step, x, "sgd", "squared_hinge", lr=0.125, bias_lr=0.25, decay=False)
+    with plans.using(plan):
+        found = take_step(
+            IMPLEMENTATIONS["step"], x.to(device), "sgd", "squared_hinge", lr=0.125, bias_lr=0.25, decay=False
+        )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("form", ["fused", "two"])
@@ -157,6 +172,28 @@ def test_features_that_are_not_finite_change_nothing(value: float, form: str, de
     assert torch.equal(weight, x.weight)
     assert torch.equal(bias, x.bias)
     assert all(torch.equal(s, s * 4 // 1 / 4) for s in states)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_is_not_finite_shows_in_loss_and_gradients(name: str, loss: str, device: str) -> None:
+    for where in ("features", "weight", "bias"):
+        x = case(name)
+        getattr(x, where).view(-1)[0] = torch.nan
+        operands = (*x.to(device).layer, *x.to(device).positives, x.num_labels, loss)
+        assert IMPLEMENTATIONS["loss"](*operands).isnan()
+        found = IMPLEMENTATIONS["loss_backward"](torch.tensor(1.0, device=device), *operands)
+        assert all(result.isnan().any() for result in found)
+        assert not all(result.isnan().all() for result in found)
+
+
+def test_an_update_in_place_is_seen_by_autograd(device: str) -> None:
+    x = case("groups-of-16").to(device)
+    weight = x.weight
+    before = weight._version
+    one = torch.ones((), device=device)
+    IMPLEMENTATIONS["update"](weight, weight.clone(), None, [], one, one, "sgd", [0.0, 0.0], 0, 0, 0)
+    assert weight._version > before
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -189,7 +189,7 @@ def update_rows(
     block_columns = min(256, max(8, triton.next_power_of_2(columns)))
     block_rows = max(1, 2048 // block_columns)
     pointers = [weight, *state, *(weight,) * (2 - len(state))]
-    update_rows_kernel[(triton.cdiv(len(grad), block_rows), triton.cdiv(columns, block_columns))](
+    update_rows_kernel[(triton.cdiv(len(grad), block_rows) * triton.cdiv(columns, block_columns),)](
         pointers[0], grad, grad if rows is None else rows, pointers[1], pointers[2], numbers, sink.step, bad,
         len(grad), columns, first_row, sink.layer, sink.seed, -(-columns // 8), ROWS=block_rows, COLUMNS=block_columns,
         RULE=rule_name(sink.rule, state), CHOSEN=rows is not None,
@@ -205,6 +205,8 @@ def run_pass(
     """
     plan, dtype = plan_for(features, layer, sink.rule)
     batch = prepare(features, dtype, plan.block_b)
+    if sink.rule == "grad":
+        batch.bad.zero_()  # only an update holds back: gradients of what is not finite are not finite
     if plan.form == "fused" and batch.blocks > 1:
         raise ValueError(f"block_b ({plan.block_b}) must hold the batch ({batch.size}) in the fused form")
     pairs = layer.sort(offsets, labels)

@@ -307,6 +307,7 @@ def _others(target: str) -> Iterator[Variant]:
         yield Variant(kernel="update_rows_kernel", target=target, warps=4, constants=constants)
     yield Variant(kernel="link_scores_kernel", target=target, warps=4, constants={"S": 64, "BLOCK_F": 64})
     yield _planned("gradient_scores_kernel", target, 64, 128, BLOCK_H=64)
+    yield _planned("gradient_scores_kernel", target, 64, 128, x="fp32", BLOCK_H=32)
 
 
 def broken_limits(variant: Variant, usage: Usage) -> list[str]:

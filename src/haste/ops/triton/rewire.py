@@ -11,7 +11,6 @@ from haste.ops.triton._layer import make_layer
 from haste.ops.triton._pass import chunk_tiles, plan_for, slopes_of
 from haste.ops.triton.kernels.elementwise import gradient_scores_kernel, link_scores_kernel
 
-_BLOCK_H = 64
 _SCORES_BYTES = 64 << 20
 
 
@@ -51,12 +50,13 @@ def regrow_gradient(
     losses = torch.empty((layer.tiles, batch.blocks), device=features.device)
     one = torch.ones((), device=features.device)
     new = torch.empty((len(weight), most), dtype=torch.int64, device=weight.device)
+    block_h = 32 if dtype == torch.float32 else 64
     for slopes in slopes_of(batch, layer, plan, layer.sort(offsets, labels), loss, one, losses):
         first = slopes.first * groups_per_tile
         scores = torch.empty((slopes.count * groups_per_tile, in_features), device=features.device)
-        gradient_scores_kernel[(slopes.count, triton.cdiv(in_features, _BLOCK_H))](
+        gradient_scores_kernel[(slopes.count, triton.cdiv(in_features, block_h))](
             batch.xt, slopes.values, scores, slopes.first, batch.blocks, num_labels, in_features, batch.leading,
-            S=layer.rows, BLOCK_B=batch.block, BLOCK_H=_BLOCK_H, LAYOUT=layer.layout,
+            S=layer.rows, BLOCK_B=batch.block, BLOCK_H=block_h, LAYOUT=layer.layout,
             PRECISION=plan.precision, **plan.options(),
         )  # fmt: skip
         scores = scores[: len(weight) - first]

@@ -82,5 +82,6 @@ def step(
         first_row=first_row,
     )
     factor = torch.full((), scale, device=device)
+    torch.autograd.graph.increment_version([weight, bias, *weight_state, *bias_state])  # autograd sees no launch
     value, grad_features = run_pass(features, target, offsets, labels, loss, factor, sink)
     return value * scale, grad_features

@@ -32,4 +32,5 @@ def update(
     flat_state = [s.view(-1, columns) for s in state]
     good = torch.zeros((), dtype=torch.int32, device=device)
     flat_grad = grad.reshape(-1, columns).contiguous()
+    torch.autograd.graph.increment_version([weight, *state])  # autograd sees no launch
     update_rows(weight.view(-1, columns), flat_grad, rows, flat_state, sink, numbers[0], good, first_row)

@@ -108,9 +108,11 @@ def update_rows_kernel(
     """The rule on a matrix (rows, columns) with its gradient; CHOSEN: row r of the gradient is row rows[r]."""
     if tl.load(bad_ptr) == 0:
         step = tl.load(step_ptr)
-        start = tl.program_id(0).to(tl.int64) * ROWS
+        blocks = tl.cdiv(columns, COLUMNS)
+        start = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
         local = start + tl.arange(0, ROWS)
-        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        first_column = (tl.program_id(0) % blocks) * COLUMNS
+        column = first_column + tl.arange(0, COLUMNS)
         mask = (local < num_rows)[:, None] & (column < columns)[None, :]
         grad = tl.load(grad_ptr + local[:, None] * columns + column[None, :], mask=mask, other=0.0).to(tl.float32)
         target = local
@@ -120,7 +122,7 @@ def update_rows_kernel(
         weight = tl.load(weight_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         update_tile(
             weight_ptr, first_ptr, second_ptr, offsets, mask, weight, grad, numbers_ptr, first_row + start, ROWS,
-            tl.program_id(1) * COLUMNS, COLUMNS, per_row, layer, step, seed, RULE,
+            first_column, COLUMNS, per_row, layer, step, seed, RULE,
         )  # fmt: skip
 
 

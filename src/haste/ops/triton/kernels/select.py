@@ -76,10 +76,11 @@ def topk_kernel(
         valid = (points < batch)[:, None] & (own < num_labels)[None, :]
         keys = tl.where(valid, keys_of(z, labels[None, :]), _LOWEST)
         top, worst = tl.max(keys, axis=1), tl.min(best, axis=1)
-        while tl.max((top > worst).to(tl.int32)) > 0:
-            better = (top > worst)[:, None]
-            best = tl.where(better & (best == worst[:, None]), top[:, None], best)
+        better = (top > worst) & (top > _LOWEST)
+        while tl.max(better.to(tl.int32)) > 0:
+            best = tl.where(better[:, None] & (best == worst[:, None]), top[:, None], best)
             keys = tl.where(keys == top[:, None], _LOWEST, keys)
             top, worst = tl.max(keys, axis=1), tl.min(best, axis=1)
+            better = (top > worst) & (top > _LOWEST)
     here = best_ptr + (points.to(tl.int64) * tl.num_programs(1) + part)[:, None] * K + slots
     tl.store(here, tl.maximum(best, _LOWEST), mask=(points < batch)[:, None])

@@ -119,7 +119,7 @@ def loss_and_slope(marked, LOSS: tl.constexpr):
         series = series * e + 0.9999998211860657
         loss = tl.maximum(u, 0.0) + e * series
     else:
-        margin = tl.maximum(1.0 + u, 0.0)
+        margin = tl.maximum(1.0 + u, 0.0, propagate_nan=tl.PropagateNan.ALL)
         loss = margin * margin
         slope = 2.0 * margin
     return loss, (slope.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
