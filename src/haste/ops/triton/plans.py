@@ -243,6 +243,8 @@ def candidates(
     programs = partial_programs(in_features, batch)
     add(replace(chosen, scatter="partials", programs=programs))
     add(replace(chosen, scatter="atomics_by_point"))
+    add(replace(chosen, registers=0 if chosen.registers else 128))
+    add(replace(chosen, warps=16, registers=128))
     for form in FORMS:
         for scatter in ("atomics", "partials"):
             plan = replace(chosen, form=form, scatter=scatter, programs=programs if scatter == "partials" else 0)

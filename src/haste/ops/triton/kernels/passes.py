@@ -15,7 +15,7 @@ that read every input; ``rows``, S rows with inputs of their own (sweep 1 only).
 import triton
 import triton.language as tl
 
-from haste.ops.triton.kernels.tiles import int64, mark_positives, masked_loss_and_slope, update_bias, update_tile
+from haste.ops.triton.kernels.tiles import NOTHING, int64, loss_and_slope, mark_positives, update_bias, update_tile
 
 
 @triton.jit
@@ -53,6 +53,7 @@ def logits_of(
     points,
     leading,
     num_rows,
+    num_labels,
     S: tl.constexpr,
     F: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -60,7 +61,7 @@ def logits_of(
     LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return float32 logits (BLOCK_B, S) of tile k (int64) at these points of the batch."""
+    """Return float32 logits (BLOCK_B, S) of tile k (int64) at these points of the batch, NOTHING of padded rows."""
     rows = tl.arange(0, S)
     own = k * S + rows
     z = tl.zeros((BLOCK_B, S), tl.float32)
@@ -78,11 +79,8 @@ def logits_of(
             x = tl.load(xt_ptr + (inputs * leading)[:, None] + points[None, :])
             w = tl.load(weight_ptr + k * (S * F) + (rows * F)[:, None] + f[None, :], mask=mask, other=0.0)
             z = tl.dot(tl.trans(x), tl.trans(w).to(x.dtype), z, input_precision=PRECISION)
-    if LAYOUT == "gathered":
-        bias = tl.load(bias_ptr + own)
-    else:
-        bias = tl.load(bias_ptr + own, mask=own < num_rows, other=0.0)
-    return z + bias.to(tl.float32)[None, :]
+    bias = tl.load(bias_ptr + own, mask=own < num_labels, other=NOTHING).to(tl.float32)
+    return z + bias[None, :]
 
 
 @triton.jit
@@ -159,13 +157,15 @@ def step_kernel(
             k = int64(group)
             own = k * S + rows
             z = logits_of(
-                xt_ptr, weight_ptr, bias_ptr, indices_ptr, k, points, BLOCK_B, num_rows, S, F, BLOCK_B, BLOCK_F,
-                "gathered", PRECISION,
+                xt_ptr, weight_ptr, bias_ptr, indices_ptr, k, points, BLOCK_B, num_rows, num_labels, S, F, BLOCK_B,
+                BLOCK_F, "gathered", PRECISION,
             )  # fmt: skip
             start = tl.load(bounds_ptr + k)
             stop = tl.load(bounds_ptr + k + 1)
-            marked = mark_positives(z, k * S, rows, points, sorted_rows_ptr, sorted_points_ptr, start, stop)
-            loss, slope = masked_loss_and_slope(marked, points, batch, own, num_labels, scale, LOSS, FULL)
+            marked = mark_positives(
+                z, k * S, rows, points, batch, sorted_rows_ptr, sorted_points_ptr, start, stop, FULL
+            )
+            loss, slope = loss_and_slope(marked, scale, LOSS)
             tl.store(losses_ptr + k, loss)
             g = slope.to(xt_ptr.dtype.element_ty)
             update_bias(
@@ -233,8 +233,8 @@ def logits_kernel(
         own = k * S + rows
         points = block * BLOCK_B + tl.arange(0, BLOCK_B)
         z = logits_of(
-            xt_ptr, weight_ptr, bias_ptr, indices_ptr, k, points, leading, num_rows, S, F, BLOCK_B, BLOCK_F, LAYOUT,
-            PRECISION,
+            xt_ptr, weight_ptr, bias_ptr, indices_ptr, k, points, leading, num_rows, num_labels, S, F, BLOCK_B, BLOCK_F,
+            LAYOUT, PRECISION,
         )  # fmt: skip
         if OUT == "logits":
             valid = (points < batch)[:, None] & (own < num_labels)[None, :]
@@ -242,9 +242,11 @@ def logits_kernel(
         else:
             start = tl.load(bounds_ptr + k)
             stop = tl.load(bounds_ptr + k + 1)
-            marked = mark_positives(z, k * S, rows, points, sorted_rows_ptr, sorted_points_ptr, start, stop)
+            marked = mark_positives(
+                z, k * S, rows, points, batch, sorted_rows_ptr, sorted_points_ptr, start, stop, FULL
+            )
             scale = tl.load(scale_ptr).to(tl.float32)
-            loss, slope = masked_loss_and_slope(marked, points, batch, own, num_labels, scale, OUT, FULL)
+            loss, slope = loss_and_slope(marked, scale, OUT)
             tl.store(losses_ptr + k * blocks + block, loss)
             tl.store(grad_bias_ptr + (tile * blocks + block) * S + rows, tl.sum(slope, axis=0))
             here = out_ptr + int64(tile) * leading * S

@@ -61,8 +61,8 @@ def topk_kernel(
         k = int64(tile)
         own = k * S + rows
         z = logits_of(
-            xt_ptr, weight_ptr, bias_ptr, indices_ptr, k, points, leading, num_rows, S, F, BLOCK_B, BLOCK_F, LAYOUT,
-            PRECISION,
+            xt_ptr, weight_ptr, bias_ptr, indices_ptr, k, points, leading, num_rows, num_labels, S, F, BLOCK_B, BLOCK_F,
+            LAYOUT, PRECISION,
         )  # fmt: skip
         if EXCLUDE:
             for p in range(tl.load(bounds_ptr + k), tl.load(bounds_ptr + k + 1)):

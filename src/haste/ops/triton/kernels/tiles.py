@@ -8,6 +8,9 @@ compile for any target without PyTorch or a GPU.
 import triton
 import triton.language as tl
 
+# The logit of a padded row or point: its loss and slope are 0.
+NOTHING = tl.constexpr(-1e30)
+
 
 @triton.jit
 def int64(number):
@@ -79,11 +82,15 @@ def to_bfloat16(values, bits):
 
 
 @triton.jit
-def mark_positives(z, first_row, rows, points, sorted_rows_ptr, sorted_points_ptr, start, stop):
-    """Return logits as int32 bits whose lowest bit says whether the pair is a positive.
+def mark_positives(
+    z, first_row, rows, points, batch, sorted_rows_ptr, sorted_points_ptr, start, stop, FULL: tl.constexpr
+):
+    """Return logits as int32 bits whose lowest bit says whether the pair is a positive; NOTHING beyond the batch.
 
     That bit of the mantissa is given up: at most a unit in the last place of a float32 logit, and no register.
     """
+    if not FULL:
+        z = tl.where((points < batch)[:, None], z, NOTHING)
     marked = z.to(tl.int32, bitcast=True) & -2
     for p in range(start, stop):
         row = (tl.load(sorted_rows_ptr + p) - first_row).to(tl.int32)
@@ -94,13 +101,37 @@ def mark_positives(z, first_row, rows, points, sorted_rows_ptr, sorted_points_pt
 
 
 @triton.jit
-def loss_and_slope(marked, LOSS: tl.constexpr):
-    """Return (loss, dloss/dlogit) of every marked logit.
+def log1p(x):
+    """Return log(1 + x) of x >= 0 to float32 precision: 1 + x would lose every label that is nearly certain."""
+    e = tl.minimum(x, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    series = -0.008574675768613815  # log1p(e) / e on [0, 1]
+    series = series * e + 0.044214192777872086
+    series = series * e - 0.10785368084907532
+    series = series * e + 0.17757023870944977
+    series = series * e - 0.2449961155653
+    series = series * e + 0.3327617645263672
+    series = series * e - 0.49997448921203613
+    series = series * e + 0.9999998211860657
+    return tl.where(x > 1.0, tl.log(1.0 + x), e * series)
 
-    With t = +1 for positives and -1 for the rest, and u = -t z:
 
-        bce             softplus(u)             slope  -t sigmoid(u)
-        squared_hinge   max(0, 1 + u)^2         slope  -2 t max(0, 1 + u)
+@triton.jit
+def grow(a, b):
+    """Return (1 + a) (1 + b) - 1, exact where both are tiny."""
+    return a * b + a + b
+
+
+@triton.jit
+def loss_and_slope(marked, scale, LOSS: tl.constexpr):
+    """Return (sum of the loss, scale times dloss/dlogit) of a tile of marked logits (points, rows).
+
+    With t = +1 for positives and -1 for the rest, u = -t z:
+
+        bce             softplus(u) = max(u, 0) + log1p(e^-|u|)     slope  -t sigmoid(u)
+        squared_hinge   max(0, 1 + u)^2                             slope  -2 t max(0, 1 + u)
+
+    A logit of NOTHING has neither. The logarithms of a point are that of one product, below 2^64 for 64 rows:
+    sum log1p(e) = log1p(prod (1 + e) - 1).
     """
     sign = marked << 31  # of a positive: flips z, and the slope back
     u = ((marked & -2) ^ sign).to(tl.float32, bitcast=True)
@@ -108,35 +139,16 @@ def loss_and_slope(marked, LOSS: tl.constexpr):
         e = tl.exp(-tl.abs(u))
         inverse = 1.0 / (1.0 + e)
         slope = tl.where(u >= 0, inverse, e * inverse)
-        # log1p(e) / e on [0, 1] by a polynomial: log(1 + e) would lose every label that is nearly certain.
-        series = -0.008574675768613815
-        series = series * e + 0.044214192777872086
-        series = series * e - 0.10785368084907532
-        series = series * e + 0.17757023870944977
-        series = series * e - 0.2449961155653
-        series = series * e + 0.3327617645263672
-        series = series * e - 0.49997448921203613
-        series = series * e + 0.9999998211860657
-        loss = tl.maximum(u, 0.0) + e * series
+        if marked.shape[1] > 64:
+            total = tl.sum(tl.maximum(u, 0.0) + log1p(e))
+        else:
+            total = tl.sum(tl.maximum(u, 0.0)) + tl.sum(log1p(tl.reduce(e, 1, grow)))
     else:
         margin = tl.maximum(1.0 + u, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        loss = margin * margin
         slope = 2.0 * margin
-    return loss, (slope.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def masked_loss_and_slope(marked, points, batch, own, num_labels, scale, LOSS: tl.constexpr, FULL: tl.constexpr):
-    """Return (sum of the loss, slope times scale) of a tile, without padded rows and, unless FULL, padded points."""
-    loss, slope = loss_and_slope(marked, LOSS)
-    held = own < num_labels
-    slope = slope * tl.where(held, scale, 0.0)[None, :]
-    if not FULL:
-        loss = tl.where((points < batch)[:, None], loss, 0.0)
-        slope = tl.where((points < batch)[:, None], slope, 0.0)
-    if tl.min(held.to(tl.int32)) == 0:
-        loss = tl.where(held[None, :], loss, 0.0)
-    return tl.sum(loss), slope
+        total = tl.sum(margin * margin)
+    slope = (slope.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    return total, slope * scale
 
 
 @triton.jit
