@@ -51,6 +51,11 @@ class Batch:
         return self.leading == self.size
 
     @property
+    def flush(self) -> bool:
+        """Whether the loss may take the instructions of NVIDIA GPUs."""
+        return self.xt.is_cuda and not torch.version.hip
+
+    @property
     def blocks(self) -> int:
         return self.leading // self.block
 

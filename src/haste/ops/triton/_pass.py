@@ -32,7 +32,7 @@ class Slopes:
     grad_bias: Tensor
 
 
-def plan_for(features: Tensor, layer: Layer, rule: str = "grad") -> tuple[Plan, torch.dtype]:
+def plan_for(features: Tensor, layer: Layer) -> tuple[Plan, torch.dtype]:
     """Return the plan and the dtype of the products for a batch."""
     dtype = compute_dtype(features, layer.weight)
     plan = plans.choose(
@@ -43,7 +43,6 @@ def plan_for(features: Tensor, layer: Layer, rule: str = "grad") -> tuple[Plan, 
         dtype=dtype,
         layout=layer.layout,
         deterministic=torch.are_deterministic_algorithms_enabled(),
-        rule=rule,
         target=plans.target_of(features.device),
     )
     return plan, dtype
@@ -76,7 +75,7 @@ def _launch_logits(
     logits_kernel[(count, batch.blocks)](
         batch.xt, layer.weight, layer.bias, layer.index_pointer, *sorted_pairs, out, grad_bias, losses, batch.bad,
         scale, first, layer.num_rows, layer.num_labels, batch.size, batch.leading, S=layer.rows, F=layer.fan_in,
-        BLOCK_B=batch.block, BLOCK_F=plan.block_f, OUT=kind, FULL=batch.full, LAYOUT=layer.layout,
+        BLOCK_B=batch.block, BLOCK_F=plan.block_f, OUT=kind, FULL=batch.full, FLUSH=batch.flush, LAYOUT=layer.layout,
         PRECISION=plan.precision, **plan.options(),
     )  # fmt: skip
 
@@ -203,7 +202,7 @@ def run_pass(
 
     The loss is NaN where a feature is not finite, and then nothing is written.
     """
-    plan, dtype = plan_for(features, layer, sink.rule)
+    plan, dtype = plan_for(features, layer)
     batch = prepare(features, dtype, plan.block_b)
     if sink.rule == "grad":
         batch.bad.zero_()  # only an update holds back: gradients of what is not finite are not finite
@@ -217,7 +216,8 @@ def run_pass(
             batch.xt, gradient.copies, *sink.pointers(layer), layer.index_pointer, pairs.rows, pairs.points,
             pairs.bounds, losses, sink.numbers, sink.step, batch.bad, scale, layer.tiles, layer.num_labels,
             sink.first_row, batch.size, batch.xt.shape[0], sink.layer, sink.seed, S=layer.rows, F=layer.fan_in,
-            BLOCK_B=batch.block, BLOCK_F=plan.block_f, LOSS=loss, FULL=batch.full, RULE=sink.rule, SCATTER=plan.scatter,
+            BLOCK_B=batch.block, BLOCK_F=plan.block_f, LOSS=loss, FULL=batch.full, FLUSH=batch.flush,
+            RULE=sink.rule, SCATTER=plan.scatter,
             PRECISION=plan.precision, **plan.options(),
         )  # fmt: skip
     else:

@@ -100,7 +100,9 @@ class Variant:
     constants: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        shown = " ".join(f"{k}={v}" for k, v in self.constants.items() if k not in ("PRECISION", "OUT", "FULL"))
+        shown = " ".join(
+            f"{k}={v}" for k, v in self.constants.items() if k not in ("PRECISION", "OUT", "FULL", "FLUSH")
+        )
         return f"{self.target} {self.kernel} {self.w}/{self.state} warps={self.warps} {shown}"
 
 
@@ -210,7 +212,7 @@ def _planned(
     dtype = _DTYPES[x]
     plan = plans.choose(
         batch=batch, in_features=768, group_size=group_size, fan_in=fan_in, dtype=dtype, layout=layout,
-        rule=constants.get("RULE", "sgd"), target=target,
+        target=target,
     )  # fmt: skip
     known = {
         "S": plans.tile_rows(group_size, layout),
@@ -219,6 +221,7 @@ def _planned(
         "BLOCK_F": plan.block_f,
         "SCATTER": plan.scatter,
         "FULL": True,
+        "FLUSH": target.startswith("sm"),
         "LAYOUT": layout,
         "PRECISION": plan.precision,
         **constants,

@@ -39,7 +39,7 @@ class _Tuning:
 _TUNING = {
     "sm_80": _Tuning(
         fused={16: (128, 32), 64: (128, 32)},
-        two={16: (128, 32, 8), 32: (64, 32, 4), 64: (64, 32, 8), 128: (128, 32, 8)},
+        two={16: (128, 32, 8), 32: (128, 32, 8), 64: (64, 32, 8), 128: (128, 32, 8)},
     ),
     "sm_90": _Tuning(
         fused={16: (256, 64), 32: (256, 64), 64: (128, 64)},
@@ -145,9 +145,10 @@ def _precision(target: str) -> str:
     return "ieee" if target == "gfx942" else "tf32x3"
 
 
-def _registers(rows: int, points: int, fan_in: int, rule: str, target: str) -> int:
-    """Return the limit of registers: 128 for the fused tile that lives within it without spilling."""
-    return 128 if (target, rule, rows, points) == ("sm_90", "sgd", 32, 128) and fan_in % 64 == 0 else 0
+def _fused_warps(rows: int, points: int, target: str) -> int:
+    """Return the warps of a fused tile: 4 keep 32 logits a thread of 4,096, and two programs on a multiprocessor."""
+    few = 4096 if target == "sm_90" and points <= 128 else 2048
+    return 4 if rows * points <= few and target != "sm_100" else 8
 
 
 def choose(
@@ -159,17 +160,15 @@ def choose(
     dtype: torch.dtype,
     layout: str,
     deterministic: bool = False,
-    rule: str = "sgd",
     target: str = "sm_90",
 ) -> Plan:
-    """Return the plan for a step: a pure function of its shape, rule and the target.
+    """Return the plan for a step: a pure function of its shape and the target.
 
     Args:
         batch, in_features, group_size, fan_in: B, H, S, F.
         dtype: of the products.
         layout: of `layout_of`.
         deterministic: whether results must be bitwise equal each time.
-        rule: of `Sink`.
         target: one of TARGETS.
     """
     if _override is not None:
@@ -182,8 +181,7 @@ def choose(
             form="fused",
             block_b=points,
             block_f=min(inputs, widest),
-            warps=8 if rows * points >= 4096 or target == "sm_100" else 4,
-            registers=_registers(rows, points, fan_in, rule, target),
+            warps=_fused_warps(rows, points, target),
             precision=_precision(target),
         )
     else:
@@ -243,8 +241,8 @@ def candidates(
     programs = partial_programs(in_features, batch)
     add(replace(chosen, scatter="partials", programs=programs))
     add(replace(chosen, scatter="atomics_by_point"))
-    add(replace(chosen, registers=0 if chosen.registers else 128))
-    add(replace(chosen, warps=16, registers=128))
+    for warps in (8, 16):
+        add(replace(chosen, warps=warps, registers=128))
     for form in FORMS:
         for scatter in ("atomics", "partials"):
             plan = replace(chosen, form=form, scatter=scatter, programs=programs if scatter == "partials" else 0)

@@ -135,6 +135,7 @@ def step_kernel(
     BLOCK_F: tl.constexpr,
     LOSS: tl.constexpr,
     FULL: tl.constexpr,
+    FLUSH: tl.constexpr,
     RULE: tl.constexpr,
     SCATTER: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -165,7 +166,7 @@ def step_kernel(
             marked = mark_positives(
                 z, k * S, rows, points, batch, sorted_rows_ptr, sorted_points_ptr, start, stop, FULL
             )
-            loss, slope = loss_and_slope(marked, scale, LOSS)
+            loss, slope = loss_and_slope(marked, scale, LOSS, FLUSH)
             tl.store(losses_ptr + k, loss)
             g = slope.to(xt_ptr.dtype.element_ty)
             update_bias(
@@ -216,6 +217,7 @@ def logits_kernel(
     BLOCK_F: tl.constexpr,
     OUT: tl.constexpr,
     FULL: tl.constexpr,
+    FLUSH: tl.constexpr,
     LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -246,7 +248,7 @@ def logits_kernel(
                 z, k * S, rows, points, batch, sorted_rows_ptr, sorted_points_ptr, start, stop, FULL
             )
             scale = tl.load(scale_ptr).to(tl.float32)
-            loss, slope = loss_and_slope(marked, scale, OUT)
+            loss, slope = loss_and_slope(marked, scale, OUT, FLUSH)
             tl.store(losses_ptr + k * blocks + block, loss)
             tl.store(grad_bias_ptr + (tile * blocks + block) * S + rows, tl.sum(slope, axis=0))
             here = out_ptr + int64(tile) * leading * S
