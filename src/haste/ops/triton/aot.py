@@ -287,7 +287,7 @@ def variants(*, full: bool) -> list[Variant]:
 
 
 def _topk(target: str, group_size: int, fan_in: int, layout: str = "gathered", k: int = 8) -> Variant:
-    tile = plans.choose_topk(fan_in, torch.bfloat16, target)
+    tile = plans.choose_topk(plans.tile_rows(group_size, layout), fan_in, torch.bfloat16, target)
     blocks = {"BLOCK_B": tile.block_b, "BLOCK_F": tile.block_f}
     more: dict[str, Any] = {"K": k, "LABELLED": True, "EXCLUDE": False, **blocks}
     planned = asdict(_planned("topk_kernel", target, group_size, fan_in, layout=layout, **more))

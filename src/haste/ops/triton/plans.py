@@ -200,10 +200,10 @@ def choose(
     return plan
 
 
-def choose_topk(fan_in: int, dtype: torch.dtype, target: str) -> Plan:
-    """Return the tile of `topk`: block_b, block_f, warps, stages and precision of a plan."""
+def choose_topk(rows: int, fan_in: int, dtype: torch.dtype, target: str) -> Plan:
+    """Return the tile of `topk` for tiles of rows: block_b, block_f, warps, stages and precision of a plan."""
     most, widest = 32 if dtype == torch.float32 else 64, max(16, triton.next_power_of_2(fan_in))
-    warps = 4 if target == "sm_80" and fan_in < 64 else 8
+    warps = 4 if target == "sm_80" and rows <= 32 else 8
     return Plan(block_b=64, block_f=min(most, widest), warps=warps, precision=_precision(target))
 
 

@@ -32,7 +32,7 @@ def topk(
     layer = make_layer(weight, bias, indices, num_labels)
     dtype = compute_dtype(features, weight)
     width = max(4, triton.next_power_of_2(k))
-    tile = plans.choose_topk(layer.fan_in, dtype, plans.target_of(features.device))
+    tile = plans.choose_topk(layer.rows, layer.fan_in, dtype, plans.target_of(features.device))
     batch = prepare(features, dtype, tile.block_b)
     parts = max(1, min(layer.tiles, _PROGRAMS // batch.blocks))
     per_part = -(-layer.tiles // parts)
