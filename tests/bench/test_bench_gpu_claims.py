@@ -181,6 +181,7 @@ def test_bytes_and_flop_are_those_of_the_formulas():
         ]
 
 
+@pytest.mark.slow
 def test_a_sweep_tries_every_plan_or_says_what_is_missing(tmp_path):
     command = [sys.executable, "-m", "haste.bench", "--smoke", "--claim", "fused-step", "--case", "B", "--sweep"]
     command += ["--dtype", "float32", "--json"]  # interpreted kernels know no bfloat16
