@@ -7,6 +7,7 @@ found in its code. The limits are in `LIMITS`; the exit status is 1 where a vari
 import argparse
 import json
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -181,16 +182,22 @@ def _resources(asm: dict[str, Any], target: str) -> tuple[int, int, int]:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(asm["cubin"])
             file.flush()
-            usage, code = (
-                subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
-                for option in ("-res-usage", "-sass")
-            )
+            usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
         keys = ("REG:", "STACK:")
-        instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE))
+        instructions = _code_bytes(asm["cubin"]) // 16  # every instruction since sm_70
     found = [re.search(rf"{key}(\d+)", usage) for key in keys]
     assert all(found), usage
     registers, stack = (int(match[1]) for match in found if match)
     return registers, stack, instructions
+
+
+def _code_bytes(cubin: bytes) -> int:
+    """Return the size of the code sections of a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    strings = sections[names][4]
+    return sum(section[5] for section in sections if cubin.startswith(b".text", strings + section[0]))
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
