@@ -2,9 +2,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from haste.bench import cpu_memory
 
 
+@pytest.mark.slow
 def test_record_is_complete_and_adds_up():
     command = [sys.executable, "-m", "haste.bench", "--claim", "cpu-memory", "--labels", "40000", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

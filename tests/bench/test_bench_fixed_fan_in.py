@@ -64,6 +64,7 @@ def test_kernels_equal_the_reference():
     assert run(INTERPRETED, interpreted=True)
 
 
+@pytest.mark.slow
 def test_kernels_build_for_a_gpu_and_only_the_features_gradient_takes_atomics():
     assert run(COMPILED, interpreted=False) == {
         "forward_kernel": [True, False],

@@ -34,6 +34,7 @@ def compare(workload: Workload) -> None:
     assert estimated == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_estimate_is_within_a_tenth() -> None:
     compare(replace(HASTE, dtype="float32"))
 

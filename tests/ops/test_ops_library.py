@@ -99,7 +99,7 @@ print(json.dumps([ops.kernels_in_force(), losses]))
 """
 
 
-@pytest.mark.parametrize("kernels", ["reference", "triton"])
+@pytest.mark.parametrize("kernels", [pytest.param("reference", marks=pytest.mark.slow), "triton"])
 def test_other_kernels_train_alike(kernels: str) -> None:
     results = [_run(chosen, _TRAINING) for chosen in (None, kernels)]
     assert [result.returncode for result in results] == [0, 0], results

@@ -193,6 +193,7 @@ def test_why_a_process_ended() -> None:
     assert compare._reason(1, []) == "ended with status 1"
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_reports(
     tiny_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

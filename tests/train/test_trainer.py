@@ -186,7 +186,7 @@ def test_killed_again_and_again_it_resumes_to_the_same_bits(
     assert_same_run(killed, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_after_the_step_and_says_how_to_resume(
     tiny_settings: Callable[..., dict[str, Any]], tmp_path: Path, number: int
 ) -> None:
