@@ -7,6 +7,7 @@ What the comparisons do is never more than they must: no bias, no stochastic rou
 Byte counts are what an operation, as it is written here, must at least move between device memory and the chip.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -40,8 +41,8 @@ class NotRunError(RuntimeError):
     """A variant cannot do what was asked of it; says why."""
 
 
-class Variant:
-    """One way to compute the layer of a case."""
+class Variant(ABC):
+    """One way to compute the layer of a case; it raises NotRunError for an operation that it does not offer."""
 
     name: ClassVar[str]
     logits_dtype: torch.dtype
@@ -51,21 +52,21 @@ class Variant:
         self.logits_dtype = case.torch_dtype
 
     @classmethod
+    @abstractmethod
     def memory(cls, case: Case, operations: Sequence[str]) -> int:
         """Return about how many bytes the variant holds at most, with what the operations take."""
-        raise NotImplementedError
 
     def inputs(self, features: Tensor) -> Tensor:
         """Return what the variant reads in place of features (B, H)."""
         return features
 
+    @abstractmethod
     def operands(self) -> Operands:
         """Return the layer it computes, as `haste.ops.reference` takes it."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, L)."""
-        raise NotImplementedError
+        raise NotRunError("offers no logits")
 
     def backward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Return gradients of features (B, H), and of the weight in the layout of `operands`."""
@@ -73,28 +74,28 @@ class Variant:
 
     def backward_features(self, x: Tensor, g: Tensor) -> Tensor:
         """Return the gradient of the features alone."""
-        raise NotImplementedError
+        raise NotRunError("offers no gradient of the features alone")
 
     def backward_weights(self, x: Tensor, g: Tensor) -> Tensor:
         """Return the gradient of the weight alone."""
-        raise NotImplementedError
+        raise NotRunError("offers no gradient of the weight alone")
 
     def step(self, x: Tensor, positives: Positives) -> tuple[Tensor, Tensor]:
         """Update the weights; return loss and the gradient of the features."""
-        raise NotImplementedError
+        raise NotRunError("offers no step")
 
     def topk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and labels (B, k) of the case's k best."""
         found = self.forward(x).topk(self.case.k, dim=1)
         return found.values, found.indices
 
+    @abstractmethod
     def weight_bytes(self) -> int:
         """Return the bytes of weights, indices and bias."""
-        raise NotImplementedError
 
+    @abstractmethod
     def traffic(self, operation: str) -> int:
         """Return the bytes an operation must move."""
-        raise NotImplementedError
 
     def flop(self, operation: str) -> int:
         """Return the floating-point operations of the matrix products."""
