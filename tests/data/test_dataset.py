@@ -72,6 +72,27 @@ def test_what_is_loaded(tmp_path: Path) -> None:
     ]
 
 
+def test_a_part_of_train(tmp_path: Path) -> None:
+    records = _records(*((f"word{i} both", f"l{i}") for i in range(40)))
+    folder = _written(tmp_path, train=records, test=TEST)
+    whole, _ = _load(folder, min_df=1, dev_fraction=0.25)
+    part, lines = _load(folder, min_df=1, dev_fraction=0.25, max_documents=12)
+    assert whole.dev is not None
+    assert part.dev is not None
+    assert list(part.dev.ids) == list(whole.dev.ids)
+    assert len(part.train) == part.labels.num_labels == 12
+    assert len(part.labels.names) == len(whole.labels.names)  # the others are known, and not trained
+    assert set(part.train.ids) < set(whole.train.ids)
+    assert part.vectorizer is not None
+    assert part.vectorizer.num_terms == 13
+    assert "train: 12 of 30 documents, drawn at random with seed 0 (data.max_documents)" in lines
+    assert part.digest != whole.digest
+    again, _ = _load(folder, min_df=1, dev_fraction=0.25, max_documents=12)
+    other, _ = _load(folder, seed=1, min_df=1, dev_fraction=0.25, max_documents=12)
+    assert list(again.train.ids) == list(part.train.ids) != list(other.train.ids)
+    assert _load(folder, min_df=1, dev_fraction=0.25, max_documents=30)[0].digest == whole.digest
+
+
 def test_settings_reach_the_reader_and_the_vectorizer(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"body": "aa bb aa bb", "tags": ["x"]}\n' * 3)
     (tmp_path / "one.jsonl").open("a").write('{"body": "cc", "tags": ["y"]}\n')

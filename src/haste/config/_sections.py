@@ -60,6 +60,7 @@ class Data(Checked):
     min_df: drop terms found in fewer documents than this
     max_tokens: of a text, for a transformer; longer texts are cut
     dev_fraction: part of train used as dev where there is no dev file (0 = no dev split)
+    max_documents: train on this many documents at most, drawn at random (null = all)
     cache: folder of the data sets made from the files (null = $HASTE_CACHE, else ~/.cache/haste)
     origin: where the data comes from; said where it is missing
     """
@@ -80,6 +81,7 @@ class Data(Checked):
     min_df: int = 2
     max_tokens: int = 128
     dev_fraction: float = 0.05
+    max_documents: int | None = None
     cache: str | None = None
     origin: str | None = None
     expected: Expected = field(default_factory=Expected)
@@ -89,7 +91,7 @@ class Data(Checked):
         for name in ("path", "dev", "test", "text", "labels", "id", "separator", "cache", "origin"):
             require(getattr(self, name) != "", self._key(name), "''", "not be empty")
         require(self.ngrams in (1, 2), "data.ngrams", self.ngrams, "be 1 (unigrams) or 2 (uni- and bigrams)")
-        self._at_least(1, "max_features", "min_df", "max_tokens")
+        self._at_least(1, "max_features", "min_df", "max_tokens", "max_documents")
         require(0 <= self.dev_fraction < 1, "data.dev_fraction", self.dev_fraction, "be in [0, 1)")
 
 

@@ -24,6 +24,7 @@ from haste.data.store import Log, Rows, Store, StoredSplit
 from haste.data.text import TfIdf
 
 _FORMAT_VERSION = 1
+_TRAIN = 1  # stream of random numbers: which documents are trained on
 _TOGETHER = 1 << 14  # documents copied at a time
 _MOST_DEV = 5000  # documents drawn from train: enough to tell 0.5 % of P@1 apart, and no more taken from training
 
@@ -85,11 +86,21 @@ def prepare(store: Store, config: Data, *, seed: int, log: Log) -> Prepared:
         if len(drawn):
             rows["train"] = train, np.delete(np.arange(len(train)), drawn)
             rows["dev"] = train, drawn
+    drawn_train = np.empty(0, np.int64)
+    train, chosen = rows["train"]
+    given = np.arange(len(train)) if chosen is None else chosen
+    if config.max_documents is not None and config.max_documents < len(given):
+        drawn_train = np.sort(np.random.default_rng((seed, _TRAIN)).permutation(given)[: config.max_documents])
+        rows["train"] = train, drawn_train
+        log(
+            f"train: {len(drawn_train):,} of {len(given):,} documents, drawn at random with seed {seed} "
+            "(data.max_documents)"
+        )
     rows = {name: rows[name] for name in SPLITS if name in rows}
     settings = [_FORMAT_VERSION, store.content]
     if store.kind == "text":
         settings += [config.ngrams, config.min_df, config.max_features]
-    digest = hashlib.sha256(json.dumps(settings).encode() + drawn.tobytes()).hexdigest()
+    digest = hashlib.sha256(json.dumps(settings).encode() + drawn.tobytes() + drawn_train.tobytes()).hexdigest()
     folder = cache_folder(config.cache) / "features" / digest[:32]
     with locked(folder.with_suffix(".lock"), log):
         if not _intact(folder, log):
