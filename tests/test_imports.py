@@ -14,12 +14,15 @@ import haste
 PACKAGE = Path(haste.__file__).parent
 MAX_LINES = 400
 HEAVY = {
+    "accelerate",
     "fastapi",
     "jsonargparse",
     "matplotlib",
     "pyarrow",
+    "pytorch_lightning",
     "rich",
     "sklearn",
+    "tokenizers",
     "transformers",
     "triton",
 }
@@ -146,6 +149,11 @@ def test_imports_that_point_the_other_way_are_found(tmp_path):
 
 def test_import_haste_is_light():
     assert loaded_modules("import haste") & HEAVY <= loaded_modules("import torch")
+
+
+def test_integrations_load_no_framework():
+    loaded = loaded_modules("import haste.integrations")
+    assert not {"accelerate", "lightning", "pytorch_lightning", "transformers"} & loaded
 
 
 def test_a_heavy_import_is_found():
