@@ -14,6 +14,7 @@ from haste.config._sections import (
     Data,
     Encoder,
     Expected,
+    LabelTexts,
     Optim,
     OptimEncoder,
     OptimOutput,
@@ -29,6 +30,7 @@ __all__ = [
     "Data",
     "Encoder",
     "Expected",
+    "LabelTexts",
     "Optim",
     "OptimEncoder",
     "OptimOutput",
@@ -53,6 +55,7 @@ class Config(Checked):
     data: Data
     encoder: Encoder = field(default_factory=Encoder)
     output: Output = field(default_factory=Output)
+    label_texts: LabelTexts = field(default_factory=LabelTexts)
     rewire: Rewire = field(default_factory=Rewire)
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     optim: Optim = field(default_factory=Optim)

@@ -175,6 +175,29 @@ class Output(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelTexts(Checked):
+    """Texts of labels as training data; a label with a text then has weights without any training document too.
+
+    train: labels' texts are trained on too, each a document whose label is the one it describes
+    share: part of the texts that an epoch passes over, others in every epoch
+    init: weights start from the mean features of a label's documents and its text
+    """
+
+    _section: ClassVar[str] = "label_texts"
+    train: bool = False
+    share: float = 1.0
+    init: bool = False
+
+    def _check(self) -> None:
+        require(0 < self.share <= 1, "label_texts.share", self.share, "be above 0, and 1 at most")
+
+    @property
+    def read(self) -> bool:
+        """Whether the texts are needed at all."""
+        return self.train or self.init
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rewire(Checked):
     """When and how links of the tail are replaced during training.
 

@@ -15,9 +15,9 @@ import numpy as np
 from haste.data._cache import replace_folder, write_json
 from haste.data._columns import Columns, Files, Strings, append_rows
 from haste.data._words import count_columns
-from haste.data.source import DataError, Record, Source
+from haste.data.source import DataError, LabelRecord, Record, Source
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PARTS = ("bytes", "offsets")  # of a column of strings
 _TOGETHER = 1024  # documents turned into columns at a time
 _SAY_EVERY = 10.0  # seconds between two lines about what was read
@@ -47,7 +47,8 @@ def write_store(folder: Path, partial: Path, source: Source, *, key: str, log: C
             labels.restore(Strings.read(partial, f"{name}/new_labels", new))
         files |= {file: entry for file, entry in done["files"].items() if "/new_labels." not in file}
         notes += done["notes"]
-    files |= labels.write(partial)
+    num_named, label_files = labels.write(partial)
+    files |= label_files
     # In this order a process that is killed here leaves what can be taken up.
     for name in source.splits:
         (partial / f"{name}.json").unlink()
@@ -62,6 +63,7 @@ def write_store(folder: Path, partial: Path, source: Source, *, key: str, log: C
         "sources": {name: [str(path) for path in paths] for name, paths in source.files().items()},
         "kind": source.kind,
         "num_features": source.num_features,
+        "num_named": num_named,
         "splits": list(source.splits),
         "content": content_digest(files),
         "notes": notes,
@@ -127,22 +129,30 @@ class _Labels:
         for name in names:
             self._numbers[name]
 
-    def write(self, folder: Path) -> Files:
-        """Write names and texts of all labels."""
-        described = self._source.labels()
-        if self._source.num_labels is None:
-            texts = {label.name: label.text for label in described if label.name in self._numbers}
-            names, of_names = list(self._numbers), [texts.get(name, "") for name in self._numbers]
-        else:
-            pairs = [(label.name, label.text) for label in described]
-            if not pairs:
-                pairs = [(str(number), "") for number in range(self._source.num_labels)]
-            names, of_names = [name for name, _ in pairs], [text for _, text in pairs]
+    def write(self, folder: Path) -> tuple[int, Files]:
+        """Write names and texts of all labels, those that documents name first; returns how many those are."""
+        labels: Iterator[LabelRecord] = self._source.labels()
+        named = self._source.num_labels
+        if named is None:
+            named = len(self._numbers)
+            known = {label.name: label for label in labels if label.name in self._numbers or label.text}
+            first = [known.pop(name, LabelRecord(name)) for name in self._numbers]
+            labels = chain(first, known.values())
         columns = Columns(folder)
-        columns.append_strings("label_names", names)
-        if any(of_names):
-            columns.append_strings("label_texts", of_names)
-        return columns.finish()
+        written = 0
+        while chunk := list(islice(labels, _TOGETHER)):
+            for name in ("name", "text", "content"):
+                columns.append_strings(f"label_{name}s", [getattr(label, name) for label in chunk])
+            written += len(chunk)
+        if not written:
+            columns.append_strings("label_names", [str(number) for number in range(named)])
+        files = columns.finish()
+        for name in ("label_texts", "label_contents"):
+            if f"{name}.bytes" in files and not files[f"{name}.bytes"]["size"]:
+                for part in _PARTS:
+                    del files[f"{name}.{part}"]
+                    (folder / f"{name}.{part}").unlink()
+        return named, files
 
 
 def _write_split(

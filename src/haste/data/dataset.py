@@ -29,8 +29,9 @@ Positives = tuple[torch.Tensor, torch.Tensor]
 class Labels:
     """Names and training frequencies of the labels; a label's id is its place in `names`.
 
-    names: labels with a training document, sorted, and behind them the others, sorted
-    counts: (num_labels,) int64, training documents of each label that has any
+    names: labels with a training document, sorted, behind them those that only their text is known of, where texts
+        are read, sorted, and behind them the others, sorted
+    counts: (num_labels,) int64, training documents of each label with a row in the output layer, those without last
     texts: what the labels mean in words, "" for those without; None where no label has a text
     """
 
@@ -40,11 +41,11 @@ class Labels:
 
     @property
     def num_labels(self) -> int:
-        """Number of labels with a training document: the rows of the output layer."""
+        """Number of labels with a training document, or a text that is read: the rows of the output layer."""
         return len(self.counts)
 
     def save(self, path: str | Path) -> None:
-        """Write one {"label": name, "count": n} a line, in the order of the ids; 0 for labels not trained.
+        """Write one {"label": name, "count": n} a line, in the order of the ids; 0 for labels without a document.
 
         A label with a text of its own gets a third key, "text".
         """
@@ -55,8 +56,11 @@ class Labels:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Labels":
-        """Read what `save` wrote. Raises DataError, naming file and line, if it is anything else."""
+    def load(cls, path: str | Path, num_labels: int | None = None) -> "Labels":
+        """Read what `save` wrote. Raises DataError, naming file and line, if it is anything else.
+
+        num_labels: the first of them have rows; None = those with a training document
+        """
         names: set[str] = set()
         ordered: list[str] = []
         counts: list[int] = []
@@ -76,6 +80,7 @@ class Labels:
             ordered.append(name)
             texts.append(text)
             counts += [count] if count else []
+        counts += [0] * (min(num_labels or 0, len(ordered)) - len(counts))
         return cls(ordered, np.array(counts, np.int64), texts if any(texts) else None)
 
 
@@ -129,6 +134,8 @@ class Dataset:
     vectorizer: None where features are given
     kind: text, or given features, sparse or dense
     digest: of the documents, their labels and their division into splits
+    points: the documents of train and, behind them, the texts of labels, each a document of that label alone; None
+        where they are not read
     """
 
     train: Split
@@ -138,6 +145,7 @@ class Dataset:
     vectorizer: TfIdf | None
     kind: Kind = "text"
     digest: str = ""
+    points: Split | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -145,25 +153,28 @@ class Dataset:
         return int(self.train.features.shape[1])
 
 
-def load_dataset(config: Data, *, seed: int, log: Callable[[str], None] = _logger.info) -> Dataset:
+def load_dataset(
+    config: Data, *, seed: int, log: Callable[[str], None] = _logger.info, label_texts: bool = False
+) -> Dataset:
     """The documents under config.path, their text as terms.
 
-    Vocabulary and label counts come from the training documents alone. Without a dev file, dev_fraction of the
-    training documents, 5,000 at most, drawn at random from `seed`, become dev documents. All of it is made under
-    data.cache at the first call and only opened afterwards.
+    Vocabulary and label counts come from the training documents alone; the vocabulary from the labels' texts too, where
+    they are read. Without a dev file, dev_fraction of the training documents, 5,000 at most, drawn at random from
+    `seed`, become dev documents. All of it is made under data.cache at the first call and only opened afterwards.
     log: called with lines that tell what was found: sizes, documents in two splits, repeated labels
-    Raises: DataError if a file is missing, malformed or empty, or no training document has a label.
+    label_texts: read the labels' texts, as `points`; a label with a text then has a row without any document too
+    Raises: DataError if a file is missing, malformed or empty, no training document has a label, or no label a text.
     """
     store = open_store(config, log=log)
     for note in store.notes:
         log(note)
-    prepared = prepare(store, config, seed=seed, log=log)
+    prepared = prepare(store, config, seed=seed, log=log, label_texts=label_texts)
     _log_same_texts(prepared.rows, log)
     order, counts = prepared.label_order, prepared.counts
     names = _in_order(store.label_names, order)
     texts = _in_order(store.label_texts, order) if store.label_texts else None
     labels = Labels(names, np.array(counts), texts)
-    ids = np.empty(len(order), np.int32)
+    ids = np.full(len(store.label_names), -1, np.int32)
     ids[order] = np.arange(len(order), dtype=np.int32)
     splits: dict[str, Split] = {}
     for name, (part, chosen) in prepared.rows.items():
@@ -172,9 +183,16 @@ def load_dataset(config: Data, *, seed: int, log: Callable[[str], None] = _logge
         split = Split(name, _Some(part.ids, chosen), features, truth, labels.num_labels, filtered)
         splits[name] = split
         _log_split(split, store.kind, log)
-    unused = len(names) - labels.num_labels
+    trained, unused = int((labels.counts > 0).sum()), len(names) - labels.num_labels
     terms = f"{prepared.vectorizer.num_terms:,} terms; " if prepared.vectorizer else ""
-    log(f"{terms}{labels.num_labels:,} labels with a training document" + (f", {unused:,} more without" * bool(unused)))
+    cold = f", {labels.num_labels - trained:,} more with a text alone" if labels.num_labels > trained else ""
+    log(f"{terms}{trained:,} labels with a training document" + cold + f", {unused:,} more without" * bool(unused))
+    points = None
+    if label_texts:
+        features, truth = prepared.points()
+        described = [names[label] for label in truth.indices[truth.indptr[len(splits["train"])] :]]
+        points = Split("points", _Joined(splits["train"].ids, described), features, truth, labels.num_labels)
+        log(f"the texts of {len(described):,} labels are read beside the training documents (label_texts)")
     return Dataset(
         splits["train"],
         splits.get("dev"),
@@ -183,6 +201,7 @@ def load_dataset(config: Data, *, seed: int, log: Callable[[str], None] = _logge
         prepared.vectorizer,
         store.kind,
         prepared.digest,
+        points,
     )
 
 
@@ -216,7 +235,8 @@ def split_for(
     part = store.splits[source]
     features = features_of(store, source, chosen, vectorizer, config, log=log)
     known = {label: number for number, label in enumerate(labels.names)}
-    ids = np.array([known.setdefault(label, len(known)) for label in store.label_names], np.int32)
+    named = store.label_names[: store.num_named]
+    ids = np.array([known.setdefault(label, len(known)) for label in named], np.int32)
     truth = _renumbered(part.labels, ids, len(known))
     filtered = _filter(part.filter, ids, labels.num_labels, chosen) if config.filter else None
     truth = truth if chosen is None else truth[chosen]
@@ -237,6 +257,23 @@ class _Some(Sequence[str]):
             return self._strings[key]
         rows = self._rows[key]
         return list(self._strings.take(rows)) if isinstance(key, slice) else self._strings[int(rows)]
+
+
+class _Joined(Sequence[str]):
+    """The strings of two sequences, one behind the other."""
+
+    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        if isinstance(key, slice):
+            return [self[row] for row in range(*key.indices(len(self)))]
+        row = key + len(self) if key < 0 else key
+        before = len(self._first)
+        return self._first[row] if row < before else self._second[row - before]
 
 
 def _in_order(strings: Strings, order: np.ndarray) -> list[str]:

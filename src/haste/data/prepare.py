@@ -1,7 +1,7 @@
 """What a run reads, made once from a stored data set: features and true labels of every split, memory-mapped.
 
-Everything here follows from the stored documents, the dev split drawn from train, and the settings of the terms;
-the folder is named after a digest of the three.
+Everything here follows from the stored documents, the dev split drawn from train, whether labels' texts are read, and
+the settings of the terms; the folder is named after a digest of them.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from scipy.sparse import csr_matrix
 
 from haste.config import Data
 from haste.data._cache import cache_folder, locked, replace_folder, write_json
-from haste.data._columns import Columns, Files, append_rows, column, file_digest, matrix, verify
+from haste.data._columns import Columns, Files, append_rows, as_matrix, column, file_digest, matrix, verify
 from haste.data.source import SPLITS, DataError
 from haste.data.store import Log, Rows, Store, StoredSplit
 from haste.data.text import TfIdf
@@ -40,15 +41,17 @@ class Prepared:
 
     digest: of the documents, the draw and the settings of the terms
     rows: split -> rows of the stored split it is drawn from
-    label_order: (labels,) int64, the stored number of every label: those with a training document by name, then
-        the others by name
-    counts: (num_labels,) int64, training documents of those that have any
+    label_order: (labels,) int64, the stored number of every label: those with a training document by name, then, where
+        labels' texts are read, those with a text by name, then the others by name
+    counts: (num_labels,) int64, training documents of the labels that have a row in the output layer: any, or a text
     """
 
     def __init__(
         self, folder: Path, digest: str, store: Store, rows: dict[str, tuple[StoredSplit, np.ndarray | None]]
     ) -> None:
         self.folder, self.digest, self.rows = folder, digest, rows
+        part, chosen = rows["train"]
+        self._documents = len(part) if chosen is None else len(chosen)
         self._store = store
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self._files: Files = self.manifest["files"]
@@ -58,6 +61,21 @@ class Prepared:
 
     def features(self, split: str) -> csr_matrix | np.ndarray:
         """(N, D) float32 of a split."""
+        found = self._features(split)
+        return first_rows(found, self._documents) if split == "train" else found
+
+    def truth(self, split: str) -> csr_matrix:
+        """(N, labels) float32 ones of a split."""
+        found = self._truth(split)
+        return first_rows(found, self._documents) if split == "train" else found
+
+    def points(self) -> tuple[csr_matrix, csr_matrix]:
+        """Features and truth of the training documents and, behind them, of the labels' texts, each with its label."""
+        features = self._features("train")
+        assert isinstance(features, csr_matrix)
+        return features, self._truth("train")
+
+    def _features(self, split: str) -> csr_matrix | np.ndarray:
         if f"{split}/features.offsets" in self._files:
             width = self.vectorizer.num_terms if self.vectorizer else self._store.num_features
             return matrix(self.folder, f"{split}/features", self._files, width or 0)
@@ -67,16 +85,22 @@ class Prepared:
         assert features is not None
         return features
 
-    def truth(self, split: str) -> csr_matrix:
-        """(N, labels) float32 ones of a split."""
+    def _truth(self, split: str) -> csr_matrix:
         return matrix(self.folder, f"{split}/truth", self._files, len(self.label_order))
 
 
-def prepare(store: Store, config: Data, *, seed: int, log: Log) -> Prepared:
+def prepare(store: Store, config: Data, *, seed: int, log: Log, label_texts: bool = False) -> Prepared:
     """Features and true labels of a data set's splits, made under data.cache unless they are there already.
 
-    Raises: DataError if no training document has a label, or no term is left.
+    label_texts: read the labels' texts too; the vocabulary is then that of training documents and labels' texts
+    Raises: DataError if no training document has a label, no term is left, or there are no labels' texts to read.
     """
+    if label_texts and (store.kind != "text" or not (store.label_texts or store.label_contents)):
+        what = "no label of this data has a text" if store.kind == "text" else "the documents are given features"
+        raise DataError(
+            f"{config.path}: label_texts.train and label_texts.init must be false, for {what}; texts of labels are "
+            "read beside texts of documents, from lbl.json or labels.jsonl"
+        )
     rows: dict[str, tuple[StoredSplit, np.ndarray | None]] = {name: (part, None) for name, part in store.splits.items()}
     drawn = np.empty(0, np.int64)
     if "dev" not in rows:
@@ -100,6 +124,8 @@ def prepare(store: Store, config: Data, *, seed: int, log: Log) -> Prepared:
     settings = [_FORMAT_VERSION, store.content]
     if store.kind == "text":
         settings += [config.ngrams, config.min_df, config.max_features]
+    if label_texts:
+        settings += ["label texts"]
     digest = hashlib.sha256(json.dumps(settings).encode() + drawn.tobytes() + drawn_train.tobytes()).hexdigest()
     folder = cache_folder(config.cache) / "features" / digest[:32]
     with locked(folder.with_suffix(".lock"), log):
@@ -107,7 +133,7 @@ def prepare(store: Store, config: Data, *, seed: int, log: Log) -> Prepared:
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _write(partial, store, config, rows, log)
+            _write(partial, store, config, rows, label_texts, log)
             replace_folder(partial, folder)
         return Prepared(folder, digest, store, rows)
 
@@ -166,28 +192,34 @@ def _write(
     store: Store,
     config: Data,
     rows: dict[str, tuple[StoredSplit, np.ndarray | None]],
+    label_texts: bool,
     log: Log,
 ) -> None:
     columns = Columns(folder)
-    order, counts = _label_order(store, *rows["train"])
-    if not len(counts):
+    described = store.described() if label_texts else np.zeros(len(store.label_names), bool)
+    order, counts = _label_order(store, *rows["train"], described)
+    if not counts.any():
         raise DataError(
             f"{config.path}: no training document has a label; check data.labels ({config.labels or 'labels'})"
         )
     columns.append("label_order", order)
     columns.append("counts", counts)
-    ids = np.empty(len(order), np.int32)
+    ids = np.full(len(store.label_names), -1, np.int32)
     ids[order] = np.arange(len(order), dtype=np.int32)
     files = columns.finish()
+    with_text = order[described[order]]
     vectorizer = None
     for name, (part, chosen) in rows.items():
         columns = Columns(folder / name)
         _append_truth(columns, part.labels, chosen, ids)
+        if name == "train" and label_texts:
+            append_rows(columns, "truth", np.ones(len(with_text), np.int64), ids[with_text], np.ones(len(with_text)))
         started = time.monotonic()
         if store.kind == "text":
             assert part.texts is not None
             texts: Iterable[str] = part.texts if chosen is None else part.texts.take(chosen)
             if vectorizer is None:
+                texts = chain(texts, store.label_documents(with_text))
                 try:
                     vectorizer, parts = TfIdf.fit_parts(
                         texts,
@@ -204,7 +236,7 @@ def _write(
                 parts = vectorizer.parts(texts)
             for lengths, indices, values in parts:
                 append_rows(columns, "features", lengths, indices, values)
-            count = len(part) if chosen is None else len(chosen)
+            count = (len(part) if chosen is None else len(chosen)) + len(with_text) * (name == "train")
             seconds = time.monotonic() - started
             log(f"{name}: terms of {count:,} documents in {seconds:.1f} s, {count / max(seconds, 1e-9):,.0f} a second")
         elif chosen is not None:
@@ -219,7 +251,10 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"dtype": "|u1", "size": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def _label_order(store: Store, train: StoredSplit, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _label_order(
+    store: Store, train: StoredSplit, chosen: np.ndarray | None, described: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """See Prepared. described: which labels have a row without a document too, (labels,) bool, by number"""
     offsets, numbers = train.labels
     if chosen is not None:
         kept = np.zeros(len(train), bool)
@@ -227,8 +262,10 @@ def _label_order(store: Store, train: StoredSplit, chosen: np.ndarray | None) ->
         numbers = numbers[np.repeat(kept, np.diff(offsets))]
     counts = np.bincount(numbers, minlength=len(store.label_names)).astype(np.int64)
     names = list(store.label_names)
-    order = np.array(sorted(range(len(names)), key=lambda number: (counts[number] == 0, names[number])), np.int64)
-    return order, counts[order][counts[order] > 0]
+    kinds = np.where(counts > 0, 0, np.where(described, 1, 2))
+    kinds[store.num_named :][~described[store.num_named :]] = 3  # no split has them
+    order = np.array(sorted(range(len(names)), key=lambda number: (kinds[number], names[number])), np.int64)
+    return order[kinds[order] < 3], counts[order][kinds[order] < 2]
 
 
 def _append_truth(columns: Columns, labels: Rows, chosen: np.ndarray | None, ids: np.ndarray) -> None:
@@ -250,6 +287,14 @@ def _append_features(columns: Columns, features: csr_matrix | np.ndarray | None,
             columns.append("dense", part.reshape(-1))
         else:
             append_rows(columns, "features", np.diff(part.indptr), part.indices, part.data)
+
+
+def first_rows(rows: csr_matrix | np.ndarray, count: int) -> csr_matrix | np.ndarray:
+    """The first rows, without a copy."""
+    if isinstance(rows, np.ndarray) or count == rows.shape[0]:
+        return rows[:count] if isinstance(rows, np.ndarray) else rows
+    end = rows.indptr[count]
+    return as_matrix(rows.data[:end], rows.indices[:end], rows.indptr[: count + 1], rows.shape[1])
 
 
 def row_entries(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -48,10 +48,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class LabelRecord:
-    """One label that a data set describes: its name and, where there is one, its text."""
+    """One label that a data set describes: its name and, where there is one, its text.
+
+    content: more of the text, which is read with it but not shown with predictions
+    """
 
     name: str
     text: str = ""
+    content: str = ""
 
 
 class Source(ABC):

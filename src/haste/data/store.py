@@ -1,7 +1,8 @@
 """A data set in its memory-mapped form: made once from files in any format, opened in no time afterwards.
 
 dataset.json                        what is here, from which files, and the digest of every column
-label_names.* label_texts.*         of the labels, by number
+label_names.*                       of the labels, by number
+label_texts.* label_contents.*      what they mean, and the rest of it that is not shown
 {train,dev,test}/ids.* texts.*      documents; or rows.* (sparse) or dense, where features are given
 {train,dev,test}/labels.* filter.*  labels of every document, sorted; pairs that are not to be predicted
 {train,dev,test}/digests            64 bits of every text, by which equal ones are found
@@ -57,7 +58,8 @@ class Store:
 
     folder: where it is
     content: digest of the documents and labels, the same however they were stored before
-    label_names, label_texts: by label number; no texts where the data set has none
+    num_named: labels that documents may name; those behind them have nothing but a text
+    label_names, label_texts, label_contents: by label number; None where the data set has none of it
     notes: lines to be said whenever the data set is used, such as repeated labels
     """
 
@@ -66,9 +68,24 @@ class Store:
     kind: Kind
     num_features: int | None
     splits: dict[str, StoredSplit]
+    num_named: int
     label_names: Strings
     label_texts: Strings | None
+    label_contents: Strings | None
     notes: list[str]
+
+    def described(self) -> np.ndarray:
+        """Which labels have a text, (labels,) bool, by number."""
+        found = np.zeros(len(self.label_names), bool)
+        for strings in (self.label_texts, self.label_contents):
+            if strings is not None:
+                found |= np.fromiter(map(bool, strings), bool, len(strings))
+        return found
+
+    def label_documents(self, labels: np.ndarray) -> Iterator[str]:
+        """What the labels of these numbers are, read as documents: their texts with all that belongs to them."""
+        columns = [strings.take(labels) for strings in (self.label_texts, self.label_contents) if strings is not None]
+        return (" ".join(filter(None, parts)) for parts in zip(*columns, strict=True))
 
 
 def open_store(config: Data, *, log: Log) -> Store:
@@ -140,8 +157,9 @@ def read_store(folder: Path, *, check: bool = True) -> Store:
         kind,
         num_features,
         {name: _read_split(folder, name, files, kind, num_features) for name in manifest["splits"]},
+        manifest["num_named"],
         Strings.read(folder, "label_names", files),
-        Strings.read(folder, "label_texts", files) if "label_texts.bytes" in files else None,
+        *(Strings.read(folder, x, files) if f"{x}.bytes" in files else None for x in ("label_texts", "label_contents")),
         manifest["notes"],
     )
 
@@ -197,7 +215,7 @@ class StoreSource(Source):
         self.format, self.path, self.kind = "haste", path, store.kind
         self.reason = f"the folder holds {MANIFEST}"
         self.splits = tuple(store.splits)
-        self.num_features, self.num_labels = store.num_features, len(store.label_names)
+        self.num_features, self.num_labels = store.num_features, store.num_named
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The folder's own files."""
@@ -225,9 +243,9 @@ class StoreSource(Source):
 
     def labels(self, problem: Problem = raise_problem) -> Iterator[LabelRecord]:
         """Every label, by number."""
-        texts = self.store.label_texts
+        texts, contents = self.store.label_texts, self.store.label_contents
         for number, name in enumerate(self.store.label_names):
-            yield LabelRecord(name, texts[number] if texts else "")
+            yield LabelRecord(name, texts[number] if texts else "", contents[number] if contents else "")
 
     def filter_pairs(self, split: str, problem: Problem = raise_problem) -> Iterator[tuple[int, int]]:
         """Pairs that are not to be predicted."""

@@ -124,6 +124,7 @@ def initialize_output(
     features: scipy.sparse.csr_matrix | np.ndarray,
     truth: scipy.sparse.csr_matrix,
     counts: np.ndarray,
+    num_points: int | None = None,
     ranking_counts: np.ndarray | None = None,
     auxiliary: Auxiliary | None = None,
 ) -> None:
@@ -132,9 +133,10 @@ def initialize_output(
     Args:
         model: fresh from `build_model`.
         config: keys output.grouping, output.bias_init, run.seed.
-        features: (N, V) training documents, sparse or dense, for semantic groups.
+        features: (N, V) training documents, sparse or dense, for semantic groups; texts of labels too.
         truth: (N, >= L) training positives.
         counts: (L,) training frequencies.
+        num_points: documents that they were counted in; default N.
         ranking_counts: (L,) frequencies that head and groups go by; default counts.
         auxiliary: gets its clusters and biases: of related labels where grouping is semantic, else of any.
     """
@@ -159,4 +161,4 @@ def initialize_output(
     )
     output.set_label_order(torch.from_numpy(order))
     if config.output.bias_init == "prior":
-        output.initialize_bias(counts, features.shape[0])
+        output.initialize_bias(counts, features.shape[0] if num_points is None else num_points)

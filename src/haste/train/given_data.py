@@ -19,7 +19,7 @@ def load_given(config: Config, *, log: Callable[[str], None]) -> Dataset:
     """
     check_present(config)
     check_encoder(config)
-    dataset = load_dataset(config.data, seed=config.run.seed, log=log)
+    dataset = load_dataset(config.data, seed=config.run.seed, log=log, label_texts=config.label_texts.read)
     for line in differences(config.data, dataset):
         log(line)
     return dataset

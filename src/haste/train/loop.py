@@ -5,7 +5,7 @@ step, so a run that is stopped anywhere and resumed computes the same bits as on
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from haste import optim
 from haste.config import Config
-from haste.data.dataset import Dataset, Documents
+from haste.data.dataset import Dataset, Documents, Split
 from haste.nn import Auxiliary, build_model, initialize_output
+from haste.nn.initial import start_from_documents
 from haste.rewire import Schedule
 from haste.train.diagnostics import Diagnostics
 from haste.train.evaluate import Positives, batch_of
 from haste.train.timing import StepTimes
 
-_ORDER, _STEP = 1, 2  # streams of random numbers
+_ORDER, _STEP, _TEXTS = 1, 2, 3  # streams of random numbers
+_TOGETHER = 256  # documents encoded at a time where nothing is trained
 
 
 class Loop:
@@ -34,7 +36,7 @@ class Loop:
     """
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
-        self.config, self.device, self.train = config, device, dataset.train
+        self.config, self.device, self.points = config, device, _points(config, dataset)
         seed = config.run.seed
         self.model = build_model(
             config,
@@ -51,7 +53,11 @@ class Loop:
                 dropout=config.encoder.dropout,
                 seed=seed,
             ).to(device)
-        self.steps_per_epoch = math.ceil(len(dataset.train) / config.optim.batch_size)
+        self.num_documents = len(dataset.train)
+        self.epoch_size = self.num_documents
+        if config.label_texts.train:
+            self.epoch_size += math.ceil(config.label_texts.share * (len(self.points) - self.num_documents))
+        self.steps_per_epoch = math.ceil(self.epoch_size / config.optim.batch_size)
         self.total_steps = config.optim.epochs * self.steps_per_epoch
         settings, output = config.optim, config.optim.output
         encoder = settings.encoder
@@ -98,18 +104,36 @@ class Loop:
         initialize_output(
             self.model,
             self.config,
-            features=dataset.train.features,
-            truth=dataset.train.truth,
+            features=self.points.features,
+            truth=self.points.truth,
             counts=dataset.labels.counts,
+            num_points=self.num_documents,
             ranking_counts=_all_counts(dataset) if self.config.output.frequencies == "all" else None,
             auxiliary=self.auxiliary,
         )
+        if self.config.label_texts.init:
+            self.model.eval()
+            start_from_documents(self.model.output, self._encoded())
+
+    def _encoded(self) -> Iterator[tuple[Tensor, Positives]]:
+        """Features and positives of all that is trained on, in order."""
+        for start in range(0, len(self.points), _TOGETHER):
+            rows = np.arange(start, min(start + _TOGETHER, len(self.points)))
+            documents, positives = batch_of(self.points, rows, self.device)
+            with torch.no_grad():
+                yield self.model.encoder(documents), positives
 
     def rows(self, step: int) -> np.ndarray:
-        """Documents of the batch that follows `step` completed steps."""
+        """Documents, or texts of labels, of the batch that follows `step` completed steps."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            order = np.random.default_rng((self.config.run.seed, _ORDER, epoch)).permutation(len(self.train))
+            chosen = np.arange(self.num_documents)
+            texts, taken = len(self.points) - self.num_documents, self.epoch_size - self.num_documents
+            if taken:
+                turn = np.random.default_rng((self.config.run.seed, _TEXTS)).permutation(texts)
+                now = turn[np.arange(epoch * taken, (epoch + 1) * taken) % texts]
+                chosen = np.concatenate((chosen, self.num_documents + now))
+            order = np.random.default_rng((self.config.run.seed, _ORDER, epoch)).permutation(chosen)
             self._order = (epoch, order)
         size = self.config.optim.batch_size
         return self._order[1][place * size : (place + 1) * size]
@@ -122,7 +146,7 @@ class Loop:
         part = self.times.part
         with part("data"):
             rows = self.rows(step)
-            documents, positives = batch_of(self.train, rows, self.device)
+            documents, positives = batch_of(self.points, rows, self.device)
         model, update = self.model, self.optimizers["output"]
         model.train()
         with part("encoder_forward"):
@@ -256,6 +280,15 @@ class Loop:
     def load_model(self, tensors: dict[str, Tensor]) -> None:
         """Take the model's tensors only."""
         self.model.load_state_dict(_under("model.", tensors))
+
+
+def _points(config: Config, dataset: Dataset) -> Split:
+    """What is trained on: the documents of train and, where they are read, the texts of labels behind them."""
+    if not config.label_texts.read:
+        return dataset.train
+    if dataset.points is None:
+        raise ValueError("label_texts.train and label_texts.init must be false: the labels of this data have no texts")
+    return dataset.points
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

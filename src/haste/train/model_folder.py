@@ -102,7 +102,7 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
     """
     description = _read_description(folder / "config.json")
     config = Config.from_dict(description["config"])
-    labels = Labels.load(folder / "labels.jsonl")
+    labels = Labels.load(folder / "labels.jsonl", description["num_labels"])
     inputs, num_inputs = description["inputs"], description["num_inputs"]
     vectorizer = TfIdf.load(folder) if inputs == "text" else None
     terms = num_inputs if vectorizer is None else vectorizer.num_terms

@@ -180,7 +180,7 @@ class _Run:
                 loop.empty_window()
             seconds = time.perf_counter() - started
             self.seconds["train"] += seconds
-            size = min(self.config.optim.batch_size, len(self.dataset.train))
+            size = min(self.config.optim.batch_size, loop.epoch_size)
             progress.step(place.step, loss=loop.window_loss, documents=size, seconds=seconds)
             if diagnose:
                 with self._timed("evaluate"):
@@ -292,6 +292,8 @@ class _Run:
             "labels": self.dataset.labels.num_labels,
             "labels_outside_train": len(self.dataset.labels.names) - self.dataset.labels.num_labels,
         }
+        if self.dataset.points is not None:
+            sizes["label_texts"] = len(self.dataset.points) - len(self.dataset.train)
         memory = {"peak_memory_bytes": peak_memory()}
         if self.loop.device.type == "cuda":
             memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(self.loop.device)

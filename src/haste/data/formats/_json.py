@@ -28,18 +28,20 @@ def json_line(value: Any) -> bytes:
 
 
 def described_labels(path: Path, problem: Problem = raise_problem) -> Iterator[LabelRecord]:
-    """Labels and their texts in a file of {"label": name, "text": text}, one a line."""
+    """Labels and their texts in a file of {"label": name, "text": text, "content": more text}, one a line."""
     seen = set()
     for number, row in json_objects(path, problem):
-        name, text = row.get("label"), row.get("text", "")
+        name, texts = row.get("label"), {key: row.get(key, "") for key in ("text", "content")}
         try:
             if not isinstance(name, str) or not name:
                 raise Malformed("the value of 'label' must be the label's name, a string that is not empty")
-            if not isinstance(text, str):
-                raise Malformed(f"the value of 'text' ({kind_of(text)}) must be a string")
+            for key, text in texts.items():
+                if not isinstance(text, str):
+                    raise Malformed(f"the value of '{key}' ({kind_of(text)}) must be a string")
             if name in seen:
                 raise Malformed(f"label {excerpt(name)} stands in an earlier line too; keep one of them")
-            record = LabelRecord(check_encodable("label", name), check_encodable("text", text))
+            encodable = (check_encodable(key, text) for key, text in texts.items())
+            record = LabelRecord(check_encodable("label", name), *encodable)
         except Malformed as error:
             problem(at(path, number, error))
             continue

@@ -1,11 +1,12 @@
 """Data sets with label features: trn.json, tst.json and lbl.json, one JSON object a line, and filter files."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from haste.config import Data
-from haste.data.formats._fields import Fields
+from haste.data.formats._fields import Fields, join_texts
 from haste.data.formats._files import Files
 from haste.data.formats._json import json_objects
 from haste.data.formats._jsonl import read_id, read_text
@@ -15,7 +16,10 @@ from haste.data.source import LabelRecord, Problem, Record, raise_problem
 
 
 class LfSource(Numbered):
-    """A document's labels are the numbers of lines of lbl.json, from 0; a label is called by its uid."""
+    """A document's labels are the numbers of lines of lbl.json, from 0; a label is called by its uid.
+
+    Its text is the title; what else of a document is read (data.text) is read of a label, too.
+    """
 
     format = "lf"
     kind = "text"
@@ -55,7 +59,7 @@ class LfSource(Numbered):
             except Malformed as error:
                 noted(at(self._labels, number, error))
                 record = LabelRecord("")
-            yield LabelRecord(unique.add(place, record.name), record.text)
+            yield replace(record, name=unique.add(place, record.name))
             place += 1
             broken = noted.told
         for rest in range(place, self.num_labels):
@@ -68,7 +72,15 @@ class LfSource(Numbered):
             raise Malformed(f"the value of '{self._fields.id}' ({kind_of(name)}) must be the label's name")
         if not isinstance(text, str):
             raise Malformed(f"the value of 'title' ({kind_of(text)}) must be a string")
-        return LabelRecord(check_encodable(self._fields.id, name), check_encodable("title", text))
+        rest = [check_encodable(key, self._content(key, row)) for key in self._fields.text if key != "title"]
+        return LabelRecord(check_encodable(self._fields.id, name), check_encodable("title", text), join_texts(rest))
+
+    @staticmethod
+    def _content(key: str, row: dict[str, Any]) -> str:
+        value = row.get(key)
+        if value is not None and not isinstance(value, str):
+            raise Malformed(f"the value of '{key}' ({kind_of(value)}) must be a string")
+        return value or ""
 
     def _numbers(self, row: dict[str, Any]) -> tuple[int, ...]:
         key = self._fields.labels

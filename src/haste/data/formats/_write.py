@@ -12,7 +12,7 @@ from haste.data.formats._json import json_line
 from haste.data.formats._jsonl import write_jsonl
 from haste.data.formats._write_features import write_bow, write_dense, write_sparse_array, write_sparse_text
 from haste.data.formats._write_text import text_line, write_csv, write_lf, write_lines, write_parquet
-from haste.data.source import DataError, Record, Source
+from haste.data.source import DataError, LabelRecord, Record, Source
 
 _logger = logging.getLogger(__name__)
 _KINDS = {
@@ -64,7 +64,7 @@ class _Survey:
     """What is known of a source after reading it once.
 
     counts: documents of each split
-    names, texts: of the labels, by number
+    names, texts, contents: of the labels, by number
     number: name -> number
     separator: with which csv can hold the labels, so that it is found when they are read
     own_ids: whether any document has an id that is not its number
@@ -73,6 +73,7 @@ class _Survey:
     counts: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
     number: dict[str, int] = field(default_factory=dict)
     separator: str = LIST
     own_ids: bool = False
@@ -83,6 +84,7 @@ def _survey(source: Source) -> _Survey:
     for label in source.labels():
         survey.names.append(label.name)
         survey.texts.append(label.text)
+        survey.contents.append(label.content)
     known = set(survey.names)
     others: set[str] = set()
     labelled, several = 0, None
@@ -98,6 +100,7 @@ def _survey(source: Source) -> _Survey:
         survey.counts[split] = number
     survey.names += sorted(others)
     survey.texts += [""] * len(others)
+    survey.contents += [""] * len(others)
     survey.number = {name: number for number, name in enumerate(survey.names)}
     plain = all(
         name == name.strip() and name[0] != "[" and not any(mark in name for mark in SEPARATORS)
@@ -224,10 +227,11 @@ class _Writer:
             if next(self.source.labels(), None) is None:
                 return
             path = self.folder / f"labels.jsonl{self.packed}"
-            lines = (json_line({"label": label.name, "text": label.text}) for label in self.source.labels())
+            lines = map(_label_line, self.source.labels())
         elif self.format == "lf":
             path = self.folder / f"lbl.json{self.packed}"
-            lines = (json_line({"uid": n, "title": t, "content": ""}) for n, t in zip(names, texts, strict=True))
+            described = zip(names, texts, self.survey.contents, strict=True)
+            lines = (json_line({"uid": n, "title": t, "content": c}) for n, t, c in described)
         else:
             if any(texts):
                 self.log(f"texts of labels are left out; {self.format} has no place for them, lf has")
@@ -238,3 +242,8 @@ class _Writer:
         with whole_file(path) as stream:
             stream.writelines(lines)
         yield path
+
+
+def _label_line(label: LabelRecord) -> bytes:
+    content = {"content": label.content} if label.content else {}
+    return json_line({"label": label.name, "text": label.text, **content})
