@@ -1,5 +1,7 @@
 """The shipped settings: valid, each value with its source, and trainable on small data."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,10 +104,20 @@ def test_one_data_set_is_expected_alike_in_all_files() -> None:
         assert seen.setdefault(data["path"], data["expected"]) == data["expected"], path
 
 
+def with_texts(data: Path, folder: Path) -> Path:
+    """The same data, its labels with texts."""
+    shutil.copytree(data, folder)
+    rows = ({"label": f"label {n}", "text": f"word{3 * n} word{3 * n + 1}"} for n in range(30))
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def shrunk(path: Path, data: Path, folder: Path) -> Config:
     """The settings of a file on small data: what says how large something is, is smaller, the rest as it is."""
     values = read(path)
     output = values["output"]
+    if "label_texts" in values:
+        data = with_texts(data, folder / "described")
     values["data"] = {"path": str(data)}
     values["encoder"] |= {"kind": "bag", "name": None, "features": 64, "dropout": 0.2}
     wide = output.get("intermediate", 0)
@@ -123,7 +135,7 @@ def shrunk(path: Path, data: Path, folder: Path) -> Config:
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
 def test_every_system_trains_on_small_data(path: Path, tiny_data: Path, tmp_path: Path) -> None:
     config = shrunk(path, tiny_data, tmp_path)
-    dataset = load_dataset(config.data, seed=0, log=lambda text: None)
+    dataset = load_dataset(config.data, seed=0, log=lambda text: None, label_texts=config.label_texts.read)
     loop = Loop(config, dataset, torch.device("cpu"))
     loop.initialize(dataset)
     statistics = [loop.step(step) for step in range(loop.total_steps)]

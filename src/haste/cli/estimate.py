@@ -158,7 +158,8 @@ def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Wor
 
 def _facts(options: argparse.Namespace, values: dict[str, Any]) -> Facts:
     """Of the data that the settings name; of data that need not be here with --labels, or where settings count them."""
-    data = Config.from_dict({"data": values["data"]}).data
+    config = Config.from_dict({"data": values["data"], "label_texts": values.get("label_texts", {})})
+    data = config.data
     num_labels = options.labels
     if num_labels is None and data.expected.labels and not Path(expand_path(data.path, "data.path")).exists():
         num_labels = data.expected.labels
@@ -167,7 +168,8 @@ def _facts(options: argparse.Namespace, values: dict[str, Any]) -> Facts:
         from haste.train.auto import facts_of
 
         store = open_store(data, log=lambda line: None)
-        facts = facts_of(store, values.get("run", {}).get("device", Run().device))
+        device = values.get("run", {}).get("device", Run().device)
+        facts = facts_of(store, device, label_texts=config.label_texts.read)
     else:
         facts = Facts(
             num_documents=_MANY,

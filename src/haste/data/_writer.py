@@ -135,7 +135,9 @@ class _Labels:
         named = self._source.num_labels
         if named is None:
             named = len(self._numbers)
-            known = {label.name: label for label in labels if label.name in self._numbers or label.text}
+            known = {
+                label.name: label for label in labels if label.name in self._numbers or label.text or label.content
+            }
             first = [known.pop(name, LabelRecord(name)) for name in self._numbers]
             labels = chain(first, known.values())
         columns = Columns(folder)

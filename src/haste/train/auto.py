@@ -84,7 +84,8 @@ def complete(
     given = Config.from_dict({**values, "encoder": {}, "output": {"fan_in": 1}})
     RunFolder(given, resume=resume)
     store = open_store(given.data, log=log)
-    facts = facts_of(store, values.get("run", {}).get("device", Run().device))
+    device = values.get("run", {}).get("device", Run().device)
+    facts = facts_of(store, device, label_texts=given.label_texts.read)
     if memory_budget is not None:
         facts = replace(facts, memory_bytes=min(facts.memory_bytes, int(memory_budget)))
     completed, lines = fill(values, facts) if choose else (values, [])
@@ -94,14 +95,18 @@ def complete(
     return completed, lines
 
 
-def facts_of(store: Store, device: str) -> Facts:
+def facts_of(store: Store, device: str, *, label_texts: bool = False) -> Facts:
     """What settings are chosen from. Words are counted in some documents, evenly spread.
 
     device: as in run.device
+    label_texts: whether labels without a training document count where they have a text
     """
     found = resolve_device(device)
     train = store.splits["train"]
     labels = train.labels[1]
+    trained = np.unique(labels)
+    if label_texts:
+        trained = np.union1d(trained, np.flatnonzero(store.described()))
     num_documents = len(train)
     rows = np.unique(np.linspace(0, num_documents - 1, min(num_documents, _SAMPLE)).astype(np.int64))
     words = None
@@ -109,7 +114,7 @@ def facts_of(store: Store, device: str) -> Facts:
         words = float(np.mean([len(train.texts[int(row)].split()) for row in rows]))
     return Facts(
         num_documents=num_documents,
-        num_labels=len(np.unique(labels)),
+        num_labels=len(trained),
         labels_per_document=len(labels) / num_documents,
         kind=store.kind,
         num_inputs=None if train.features is None else train.features.shape[1],

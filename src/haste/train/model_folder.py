@@ -102,7 +102,8 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
     """
     description = _read_description(folder / "config.json")
     config = Config.from_dict(description["config"])
-    labels = Labels.load(folder / "labels.jsonl", description["num_labels"])
+    with_texts = config.label_texts.read  # then labels without a document have rows too
+    labels = Labels.load(folder / "labels.jsonl", description["num_labels"] if with_texts else None)
     inputs, num_inputs = description["inputs"], description["num_inputs"]
     vectorizer = TfIdf.load(folder) if inputs == "text" else None
     terms = num_inputs if vectorizer is None else vectorizer.num_terms
