@@ -69,6 +69,26 @@ def test_the_filter_reaches_labels_that_have_nothing_but_a_text(folder: Path) ->
     assert filtered[1].nnz == 0
 
 
+def test_pairs_of_the_filter_are_true_of_points_and_a_label_on_its_own_page_needs_no_text(folder: Path) -> None:
+    (folder / "filter_labels_train.txt").write_text("1 0\n2 3\n3 2\n")
+    documents = [json.loads(line) for line in (folder / "trn.json").read_text().splitlines()]
+    documents[1]["uid"] = "c"  # the page of label c; p2 is not label a
+    _lines(folder / "trn.json", *documents)
+    data, _ = _load(folder)
+    assert data.points is not None
+    assert data.labels.names == ["a", "b", "c", "e", "d"]
+    assert data.labels.counts.tolist() == [2, 2, 0, 0]
+    assert list(data.points.ids)[4:] == ["a", "e"]
+    assert data.train.truth.toarray().tolist() == [[1, 1, 0, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    assert data.points.truth.toarray().tolist() == [
+        [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 1, 0]
+    ]  # fmt: skip
+    seen, _ = _load(folder, filter=False)
+    assert seen.points is not None
+    assert list(seen.points.ids)[4:] == ["a", "c", "e"]
+    assert (seen.points.truth[:4] != seen.train.truth).nnz == 0
+
+
 def test_texts_are_left_alone_where_they_are_not_asked_for(folder: Path) -> None:
     data, _ = _load(folder, label_texts=False)
     assert data.points is None

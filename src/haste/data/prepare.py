@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 
 from haste.config import Data
 from haste.data._cache import cache_folder, locked, replace_folder, write_json
-from haste.data._columns import Columns, Files, append_rows, as_matrix, column, file_digest, matrix, verify
+from haste.data._columns import Columns, Files, Strings, append_rows, as_matrix, column, file_digest, matrix, verify
 from haste.data.source import SPLITS, DataError
 from haste.data.store import Log, Rows, Store, StoredSplit
 from haste.data.text import TfIdf
@@ -66,14 +66,17 @@ class Prepared:
 
     def truth(self, split: str) -> csr_matrix:
         """(N, labels) float32 ones of a split."""
-        found = self._truth(split)
-        return first_rows(found, self._documents) if split == "train" else found
+        return matrix(self.folder, f"{split}/truth", self._files, len(self.label_order))
 
     def points(self) -> tuple[csr_matrix, csr_matrix]:
-        """Features and truth of the training documents and, behind them, of the labels' texts, each with its label."""
+        """Features and truth of the training documents and, behind them, of the texts of labels, each with its label.
+
+        Where data.filter is on, the pairs of document and label that the filter of train lists are true here: nobody
+        sees them predicted. A document called as the label of such a pair is its own page, in the place of its text.
+        """
         features = self._features("train")
         assert isinstance(features, csr_matrix)
-        return features, self._truth("train")
+        return features, self.truth("points")
 
     def _features(self, split: str) -> csr_matrix | np.ndarray:
         if f"{split}/features.offsets" in self._files:
@@ -84,9 +87,6 @@ class Prepared:
         features = self.rows[split][0].features
         assert features is not None
         return features
-
-    def _truth(self, split: str) -> csr_matrix:
-        return matrix(self.folder, f"{split}/truth", self._files, len(self.label_order))
 
 
 def prepare(store: Store, config: Data, *, seed: int, log: Log, label_texts: bool = False) -> Prepared:
@@ -125,7 +125,7 @@ def prepare(store: Store, config: Data, *, seed: int, log: Log, label_texts: boo
     if store.kind == "text":
         settings += [config.ngrams, config.min_df, config.max_features]
     if label_texts:
-        settings += ["label texts"]
+        settings += ["label texts", config.filter]
     digest = hashlib.sha256(json.dumps(settings).encode() + drawn.tobytes() + drawn_train.tobytes()).hexdigest()
     folder = cache_folder(config.cache) / "features" / digest[:32]
     with locked(folder.with_suffix(".lock"), log):
@@ -207,13 +207,21 @@ def _write(
     ids = np.full(len(store.label_names), -1, np.int32)
     ids[order] = np.arange(len(order), dtype=np.int32)
     files = columns.finish()
-    with_text = order[described[order]]
+    with_text = np.empty(0, np.int64)
+    if label_texts:
+        train, chosen = rows["train"]
+        pages = train.filter if config.filter else None
+        if pages is not None:
+            described[_own_pages(store, train.ids, pages, chosen)] = False
+        with_text = order[described[order]]
+        columns = Columns(folder / "points")
+        _append_truth(columns, train.labels, chosen, ids, pages)
+        append_rows(columns, "truth", np.ones(len(with_text), np.int64), ids[with_text], np.ones(len(with_text)))
+        files |= {f"points/{file}": entry for file, entry in columns.finish().items()}
     vectorizer = None
     for name, (part, chosen) in rows.items():
         columns = Columns(folder / name)
         _append_truth(columns, part.labels, chosen, ids)
-        if name == "train" and label_texts:
-            append_rows(columns, "truth", np.ones(len(with_text), np.int64), ids[with_text], np.ones(len(with_text)))
         started = time.monotonic()
         if store.kind == "text":
             assert part.texts is not None
@@ -268,16 +276,30 @@ def _label_order(
     return order[kinds[order] < 3], counts[order][kinds[order] < 2]
 
 
-def _append_truth(columns: Columns, labels: Rows, chosen: np.ndarray | None, ids: np.ndarray) -> None:
-    offsets, numbers = labels
-    chosen = np.arange(len(offsets) - 1) if chosen is None else chosen
+def _append_truth(
+    columns: Columns, labels: Rows, chosen: np.ndarray | None, ids: np.ndarray, more: Rows | None = None
+) -> None:
+    """Write which labels every document has, and which of `more`."""
+    chosen = np.arange(len(labels[0]) - 1) if chosen is None else chosen
     for start in range(0, len(chosen), _TOGETHER):
         here = chosen[start : start + _TOGETHER]
-        lengths, places = row_entries(offsets, here)
-        new = ids[numbers[places]].astype(np.int64)
-        document = np.repeat(np.arange(len(here)), lengths)
-        new = np.sort(document << 40 | new) & ((1 << 40) - 1)
-        append_rows(columns, "truth", lengths, new, np.ones(len(new), np.float32))
+        keys = []
+        for offsets, numbers in (labels,) if more is None else (labels, more):
+            lengths, places = row_entries(offsets, here)
+            document = np.repeat(np.arange(len(here)), lengths)
+            keys.append(document << 40 | ids[numbers[places]].astype(np.int64))
+        unique = np.unique(np.concatenate(keys))
+        lengths = np.bincount(unique >> 40, minlength=len(here))
+        append_rows(columns, "truth", lengths, unique & ((1 << 40) - 1), np.ones(len(unique), np.float32))
+
+
+def _own_pages(store: Store, ids: Strings, pages: Rows, chosen: np.ndarray | None) -> np.ndarray:
+    """Labels that pairs of document and label name by the document's own id, by number."""
+    chosen = np.arange(len(ids)) if chosen is None else chosen
+    lengths, places = row_entries(pages[0], chosen)
+    labels = pages[1][places]
+    names = zip(ids.take(np.repeat(chosen, lengths)), store.label_names.take(labels), strict=True)
+    return labels[np.fromiter((first == second for first, second in names), bool, len(labels))]
 
 
 def _append_features(columns: Columns, features: csr_matrix | np.ndarray | None, chosen: np.ndarray) -> None:

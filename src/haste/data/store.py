@@ -151,6 +151,10 @@ def read_store(folder: Path, *, check: bool = True) -> Store:
     if check:
         verify(folder, files)
     kind, num_features = manifest["kind"], manifest["num_features"]
+
+    def strings(name: str) -> Strings | None:
+        return Strings.read(folder, name, files) if f"{name}.bytes" in files else None
+
     return Store(
         folder,
         manifest["content"],
@@ -159,7 +163,8 @@ def read_store(folder: Path, *, check: bool = True) -> Store:
         {name: _read_split(folder, name, files, kind, num_features) for name in manifest["splits"]},
         manifest["num_named"],
         Strings.read(folder, "label_names", files),
-        *(Strings.read(folder, x, files) if f"{x}.bytes" in files else None for x in ("label_texts", "label_contents")),
+        strings("label_texts"),
+        strings("label_contents"),
         manifest["notes"],
     )
 
