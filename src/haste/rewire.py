@@ -21,7 +21,7 @@ REGROW = ("random", "gradient")
 SCOPES = ("group", "global")
 INITS = ("zero", "uniform")
 STATES = ("mean", "zero", "keep")
-_SECOND_MOMENTS = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
+SECOND_MOMENTS = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def rewire_links(
         tensors = [(weight, "weight")]
         for name, tensor in sorted(state.items()):
             of_new = "keep" if new_state == "keep" and name != "grad" else "zero"
-            if new_state == "mean" and name in _SECOND_MOMENTS:
+            if new_state == "mean" and name in SECOND_MOMENTS:
                 of_new = "mean"
             tensors.append((tensor, of_new))
         links.replace_links(indices, regrown, rank, counts, new, tensors, num_labels=num_labels, init=init, **where)

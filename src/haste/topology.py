@@ -225,6 +225,17 @@ def _parts(num: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + length, num))
 
 
+def mean_cosine(embeddings: np.ndarray, group_size: int) -> float:
+    """Return the mean cosine of labels (L, d), unit or zero rows, to the centres of their groups: runs of that size."""
+    starts = np.arange(0, len(embeddings), group_size)
+    total = 0.0
+    for part in _parts(len(starts), group_size * embeddings.shape[1]):
+        here = embeddings[part.start * group_size : part.stop * group_size]
+        sums = np.add.reduceat(here, starts[part] - starts[part.start], axis=0, dtype=np.float64)
+        total += float(np.linalg.norm(sums, axis=1).sum())  # of unit rows: their cosines to the sum, added
+    return total / max(1, int(np.any(embeddings, axis=1).sum()))
+
+
 def label_embeddings(
     features: scipy.sparse.csr_matrix | np.ndarray,
     truth: scipy.sparse.csr_matrix,

@@ -289,6 +289,21 @@ def test_a_run_with_an_auxiliary_classifier_resumes_to_the_same_bits(
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("regroup", [0.2, 0.25, 0.6])  # before the stop, at it, after it
+def test_a_run_that_groups_labels_anew_resumes_to_the_same_bits(
+    tiny_config: Callable[..., Config], tmp_path: Path, regroup: float
+) -> None:
+    changes = {"output": {"regroup": regroup}, "optim": {"output": {"momentum": 0.9}}}
+    whole = train(tiny_config(**changes, run={"dir": str(tmp_path / "whole")}), log=quiet)
+    run = stopped_run(tiny_config(**changes))
+    train(tiny_config(**changes), resume=True, log=quiet)
+    assert_same_run(run, whole)
+    (note,) = [row for row in rows(whole) if row["kind"] == "regroup"]
+    assert note["step"] == round(regroup * 32)
+    assert note["cosine"] > note["cosine_before"]
+    assert 0.05 < note["kept"] < 1
+
+
 def test_resume_starts_where_there_is_nothing(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
     train(tiny_config(optim={"epochs": 1}), resume=True, log=quiet)
     assert (tmp_path / "run" / "metrics.json").exists()

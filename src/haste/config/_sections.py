@@ -140,6 +140,8 @@ class Output(Checked):
     duplicates: inputs of a group are drawn with replacement, at first and in regrowth (HASTE's released code)
     head_ratio: part of the labels, the most frequent, that reads every feature
     grouping: how tail labels are put into groups
+    regroup: part of all steps after which tail labels are put into groups anew, by what the encoder has learned, and \
+take their weights along (0 = never)
     frequencies: documents that are counted to rank labels: train, or all (released HASTE: test labels leak)
     intermediate: width of a layer between encoder and output layer, which then reads it (0 = none)
     activation: of the intermediate layer; none makes it a bottleneck
@@ -156,6 +158,7 @@ class Output(Checked):
     duplicates: bool = False
     head_ratio: float = 0.1
     grouping: Literal["semantic", "frequency", "random"] = "semantic"
+    regroup: float = 0.0
     frequencies: Literal["train", "all"] = "train"
     intermediate: int = 0
     activation: Literal["relu", "none"] = "relu"
@@ -170,6 +173,10 @@ class Output(Checked):
         require(0 <= self.head_ratio <= 1, "output.head_ratio", self.head_ratio, "be in [0, 1]")
         whole = self.fan_in % self.block == 0 and self.intermediate % self.block == 0
         require(whole, "output.block", self.block, "divide output.fan_in and output.intermediate")
+        require(0 <= self.regroup < 1, "output.regroup", self.regroup, "be in [0, 1)")
+        allowed = self.regroup == 0 or (self.grouping == "semantic" and self.block == 1 and not self.duplicates)
+        must = "be 0 unless output.grouping is semantic, output.block 1 and output.duplicates false"
+        require(allowed, "output.regroup", self.regroup, must)
         allowed = self.block == 1 or not self.duplicates
         require(allowed, "output.duplicates", self.duplicates, "be false with output.block above 1")
 

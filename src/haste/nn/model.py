@@ -151,14 +151,17 @@ def initialize_output(
     if auxiliary is not None:
         auxiliary.set_order(cluster_order(embeddings, num_labels, auxiliary.clusters, seed=config.run.seed))
         auxiliary.initialize_bias(truth)
-    order = topology.order_labels(
-        counts if ranking_counts is None else ranking_counts,
-        output.num_head_labels,
-        config.output.group_size,
-        grouping,
-        embeddings=embeddings,
-        seed=config.run.seed,
-    )
-    output.set_label_order(torch.from_numpy(order))
+    ranking_counts = counts if ranking_counts is None else ranking_counts
+    output.set_label_order(order_of_labels(output, config, ranking_counts, grouping, embeddings))
     if config.output.bias_init == "prior":
         output.initialize_bias(counts, features.shape[0] if num_points is None else num_points)
+
+
+def order_of_labels(
+    output: HeadTail, config: Config, counts: np.ndarray, grouping: str, embeddings: np.ndarray | None
+) -> Tensor:
+    """Return the label of every row, (L,) int64: the most frequent first, the tail in groups of the configuration."""
+    sizes = output.num_head_labels, config.output.group_size
+    return torch.from_numpy(
+        topology.order_labels(counts, *sizes, grouping, embeddings=embeddings, seed=config.run.seed)
+    )

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from haste import optim
+from haste import optim, topology
 from haste.config import Config
 from haste.data.dataset import Dataset, Documents, Split
-from haste.nn import Auxiliary, build_model, initialize_output
+from haste.nn import Auxiliary, Model, build_model, initialize_output
 from haste.nn.initial import start_from_documents
+from haste.nn.model import order_of_labels
+from haste.nn.regroup import regroup
 from haste.rewire import Schedule
 from haste.train.diagnostics import Diagnostics
 from haste.train.evaluate import Positives, batch_of
@@ -93,6 +95,9 @@ class Loop:
         )
         tail = self.model.output.tail
         self.sparse = tail is not None and tail.indices is not None
+        anew = config.output.regroup > 0 and self.sparse and tail is not None and tail.group_size > 1
+        self.regroup_step = max(1, round(config.output.regroup * self.total_steps)) if anew else 0
+        self._ranking = _all_counts(dataset) if config.output.frequencies == "all" else dataset.labels.counts
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.documents, self._last_loss = 0, 0.0
         self.times = StepTimes(device)
@@ -108,7 +113,7 @@ class Loop:
             truth=self.points.truth,
             counts=dataset.labels.counts,
             num_points=self.num_documents,
-            ranking_counts=_all_counts(dataset) if self.config.output.frequencies == "all" else None,
+            ranking_counts=self._ranking,
             auxiliary=self.auxiliary,
         )
         if self.config.label_texts.init:
@@ -175,6 +180,23 @@ class Loop:
             return {}
         with part("rewire"):
             return self._rewire(documents, positives, step + 1)
+
+    def regroup(self) -> dict[str, float]:
+        """Put the tail's labels into groups anew, by what the encoder makes of their documents now.
+
+        Returns: kept, the part of the absolute weight of the tail that moved along; cosine_before and cosine, the mean
+            similarity of a label to the centre of its group in the old and the new groups.
+        """
+        output, seed, size = self.model.output, self.config.run.seed, self.config.output.group_size
+        encoded = _Encoded(self.model, self.points, self.device)
+        embeddings = topology.label_embeddings(encoded, self.points.truth, num_labels=len(self._ranking), seed=seed)
+        order = order_of_labels(output, self.config, self._ranking, "semantic", embeddings)
+        head = output.num_head_labels
+        cosines = [
+            topology.mean_cosine(embeddings[rows[head:].cpu().numpy()], size) for rows in (output.label_order, order)
+        ]
+        statistics = regroup(output, order, self.optimizers["output"])
+        return {**statistics, "cosine_before": cosines[0], "cosine": cosines[1]}
 
     def _auxiliary_weight(self, step: int) -> float:
         """Weight of the auxiliary loss after `step` steps: a half cosine from its start to 0 at its end."""
@@ -280,6 +302,21 @@ class Loop:
     def load_model(self, tensors: dict[str, Tensor]) -> None:
         """Take the model's tensors only."""
         self.model.load_state_dict(_under("model.", tensors))
+
+
+class _Encoded:
+    """(N, H) features of documents as the encoder makes them, of which only those asked for exist."""
+
+    def __init__(self, model: Model, split: Split, device: torch.device) -> None:
+        self._model, self._split, self._device = model.eval(), split, device
+        self.shape = len(split), model.encoder.out_features
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        rows = np.arange(len(self._split))[rows] if isinstance(rows, slice) else rows
+        parts = [rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER)]
+        documents = (batch_of(self._split, part, self._device)[0] for part in parts)
+        return np.concatenate([self._model.encoder(batch).float().cpu().numpy() for batch in documents])
 
 
 def _points(config: Config, dataset: Dataset) -> Split:

@@ -174,6 +174,8 @@ class _Run:
             place.step += 1
             if statistics:
                 self._note("rewire", statistics)
+            if place.step == loop.regroup_step:
+                self._note("regroup", loop.regroup())
             if place.step % _WINDOW == 0 or place.step == loop.total_steps:
                 rates = {f"lr_{name}": float(schedule.get_last_lr()[0]) for name, schedule in loop.schedules.items()}
                 self._note("train", {"loss": loop.window_loss(), **rates, "step_ms": self._step_times()})
