@@ -75,6 +75,10 @@ class Config(Checked):
         special = output.block > 1 or output.duplicates
         allowed = not special or self.rewire.interval == 0 or self.rewire.regrow == "random"
         require(allowed, "rewire.regrow", self.rewire.regrow, regrow, "or set rewire.interval: 0")
+        straight = self.encoder.kind == "features" and features == 0
+        must = "be random unless the output layer reads the documents' own features"
+        remedy = "set encoder.kind: features and encoder.features: 0"
+        require(output.inputs == "random" or straight, "output.inputs", output.inputs, must, remedy)
         allowed = self.auxiliary.clusters == 0 or features > 0
         must = "be 0 where given features go straight to the output layer"
         require(allowed, "auxiliary.clusters", self.auxiliary.clusters, must, "there is no encoder for it to help")

@@ -138,6 +138,7 @@ class Output(Checked):
     group_size: tail labels that share their inputs
     block: inputs are read as whole aligned blocks of this many (16 = block-sparse)
     duplicates: inputs of a group are drawn with replacement, at first and in regrowth (HASTE's released code)
+    inputs: of a group at first: random, or positives = those in which its labels' documents differ most from others
     head_ratio: part of the labels, the most frequent, that reads every feature
     grouping: how tail labels are put into groups
     regroup: part of all steps after which tail labels are put into groups anew, by what the encoder has learned, and \
@@ -156,6 +157,7 @@ take their weights along (0 = never)
     group_size: int = 16
     block: int = 1
     duplicates: bool = False
+    inputs: Literal["random", "positives"] = "random"
     head_ratio: float = 0.1
     grouping: Literal["semantic", "frequency", "random"] = "semantic"
     regroup: float = 0.0
@@ -179,6 +181,9 @@ take their weights along (0 = never)
         require(allowed, "output.regroup", self.regroup, must)
         allowed = self.block == 1 or not self.duplicates
         require(allowed, "output.duplicates", self.duplicates, "be false with output.block above 1")
+        allowed = self.inputs == "random" or (self.block == 1 and not self.duplicates and self.intermediate == 0)
+        must = "be random with output.block, output.duplicates or output.intermediate"
+        require(allowed, "output.inputs", self.inputs, must)
 
 
 @dataclass(frozen=True, kw_only=True)

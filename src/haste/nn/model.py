@@ -12,6 +12,7 @@ from haste import topology
 from haste.config import Config
 from haste.nn.auxiliary import Auxiliary, cluster_order
 from haste.nn.encoders import Bag, Documents, Features, check_dense_columns
+from haste.nn.inputs import telling_inputs
 from haste.nn.linear import Positives
 from haste.nn.output import HeadTail
 from haste.optim._rule import RuleOptimizer
@@ -132,8 +133,8 @@ def initialize_output(
 
     Args:
         model: fresh from `build_model`.
-        config: keys output.grouping, output.bias_init, run.seed.
-        features: (N, V) training documents, sparse or dense, for semantic groups; texts of labels too.
+        config: keys output.grouping, output.inputs, output.bias_init, run.seed.
+        features: (N, V) training documents, sparse or dense, for semantic groups and their inputs; texts of labels too.
         truth: (N, >= L) training positives.
         counts: (L,) training frequencies.
         num_points: documents that they were counted in; default N.
@@ -153,8 +154,22 @@ def initialize_output(
         auxiliary.initialize_bias(truth)
     ranking_counts = counts if ranking_counts is None else ranking_counts
     output.set_label_order(order_of_labels(output, config, ranking_counts, grouping, embeddings))
+    if config.output.inputs == "positives":
+        _read_telling_inputs(output, config, features, truth)
     if config.output.bias_init == "prior":
         output.initialize_bias(counts, features.shape[0] if num_points is None else num_points)
+
+
+def _read_telling_inputs(
+    output: HeadTail, config: Config, features: scipy.sparse.csr_matrix | np.ndarray, truth: scipy.sparse.csr_matrix
+) -> None:
+    tail = output.tail
+    if tail is None or tail.indices is None:
+        return
+    labels = output.label_order[output.num_head_labels :].cpu().numpy()
+    sizes = {"fan_in": tail.fan_in, "group_size": tail.group_size}
+    found = telling_inputs(features, truth, labels, **sizes, normalize=config.encoder.normalize)
+    tail.indices.copy_(torch.from_numpy(found))
 
 
 def order_of_labels(
