@@ -1,15 +1,22 @@
-"""`haste evaluate RUN [--split test]`."""
+"""`haste evaluate RUN [RUN ...] [--split test]`."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from haste.cli._arguments import Parser
 
 
 def run(argv: list[str]) -> None:
-    """Print the metrics of a run's model."""
+    """Print the metrics of a run's model, or of several as one."""
     parser = Parser(prog="haste evaluate", description="Metrics of a finished run on a split of its data.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or model folder")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folder or model folder; of several, the mean of their log-probabilities is ranked",
+    )
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"))
     parser.add_argument("--data", metavar="PATH", help="use this data instead of the run's data.path")
     parser.add_argument(
@@ -26,23 +33,22 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
 
-    from haste.train.evaluate import evaluate_run, find_model
-    from haste.train.model_folder import load_model
+    from haste.train.evaluate import evaluate_run
+    from haste.train.together import evaluate_together, load_together
 
-    trained = load_model(find_model(options.run), device=options.device)
-    constants = trained.config.data.propensity
+    models = load_together(options.runs, device=options.device)
+    constants = models[0].config.data.propensity
     a, b = options.propensity or (constants.a, constants.b)
-    metrics = evaluate_run(
-        trained,
-        options.split,
-        path=options.data,
-        propensity=(a, b),
-        use_filter=not options.no_filter,
-    )
+    how: dict[str, Any] = {"path": options.data, "propensity": (a, b), "use_filter": not options.no_filter}
+    if len(models) == 1:
+        metrics = evaluate_run(models[0], options.split, **how)
+    else:
+        metrics = evaluate_together(models, options.split, **how)
     if options.json:
         print(json.dumps({options.split: metrics, "propensity": {"a": a, "b": b}}, indent=2))
     else:
-        print(f"{options.run}, {options.split}, in percent{', without filter' if options.no_filter else ''}")
+        what = f"{' + '.join(map(str, options.runs))}, {options.split}"
+        print(f"{what}, in percent{', without filter' if options.no_filter else ''}")
         print(table(metrics))
         print(f"PSP and PSnDCG with a {a}, b {b}")
 

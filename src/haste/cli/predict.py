@@ -1,4 +1,4 @@
-"""`haste predict RUN --input FILE [--output out.jsonl]` and `haste predict RUN --text "..."`."""
+"""`haste predict RUN [RUN ...] --input FILE [--output out.jsonl]` and `haste predict RUN --text "..."`."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,13 @@ _READS = {"text": "texts", "sparse": "sparse features", "dense": "dense features
 def run(argv: list[str]) -> None:
     """Print or write the best labels of documents."""
     parser = Parser(prog="haste predict", description="Best labels of new documents.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or model folder")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folder or model folder; of several, the mean of their log-probabilities is ranked",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, metavar="FILE", help="new documents in any format")
     source.add_argument("--text", help="one document, as typed")
@@ -29,18 +35,27 @@ def run(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     from haste.data.formats import Record
-    from haste.train.evaluate import find_model, predict
+    from haste.train.evaluate import predict
     from haste.train.files import write_lines
-    from haste.train.model_folder import load_model
+    from haste.train.together import load_together, predict_together
 
-    trained = load_model(find_model(options.run), device=options.device)
+    models = load_together(options.runs, device=options.device)
+    trained = models[0]
+    if any(model.inputs != trained.inputs for model in models):
+        raise ValueError("the models must read the same kind of documents: all texts, or all features")
     if options.text is not None:
         if trained.inputs != "text":
-            raise ValueError(f"--text must be --input FILE with features: {options.run} reads {_READS[trained.inputs]}")
+            raise ValueError(
+                f"--text must be --input FILE with features: {options.runs[0]} reads {_READS[trained.inputs]}"
+            )
         records = iter([Record(id="1", text=options.text, labels=())])
     else:
         records = _read(options.input, reading_options(options), trained)
-    rows = predict(trained, records, options.top_k)
+    rows = (
+        predict(trained, records, options.top_k)
+        if len(models) == 1
+        else predict_together(models, records, options.top_k)
+    )
     if options.output is not None:
         write_lines(options.output, (json.dumps(row, ensure_ascii=False) for row in rows))
     elif options.text is not None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from haste import ops
 from haste.nn.linear import FanInLinear, Positives
+from haste.nn.pairs import pair_logits
 from haste.ops._step import CheckedPositives, check_finite, check_positives
 from haste.optim._rule import RuleOptimizer
 
@@ -256,6 +257,26 @@ class HeadTail(nn.Module):
         keys = [layer.topk_keys(x, k, e, labels) for layer, x, e, labels in parts if layer is not None]
         merged = keys[0] if len(keys) == 1 else torch.cat(keys, dim=1).topk(k, dim=1).values
         return ops.unpack_keys(merged)
+
+    @torch.no_grad()
+    def scores(self, features: Tensor, pairs: Positives) -> Tensor:
+        """Return the logits of chosen labels, (P,) float32, as `topk` scores them up to the order of summation.
+
+        Args:
+            features: (B, H).
+            pairs: CSR (offsets (B + 1,), labels (P,)) of the labels of every document.
+        """
+        offsets, labels = pairs
+        points = torch.repeat_interleave(torch.arange(len(features), device=labels.device), offsets.diff())
+        rows = self.row_of_label[labels]
+        out = torch.empty(len(rows), dtype=torch.float32, device=features.device)
+        in_head = rows < self.num_head_labels
+        parts = zip((self.head, self.tail), self.split_features(features), (in_head, ~in_head), strict=True)
+        for layer, x, chosen in parts:
+            if layer is not None:
+                first = 0 if layer is self.head else self.num_head_labels
+                out[chosen] = pair_logits(layer, x, points[chosen], rows[chosen] - first)
+        return out
 
     def rewire(
         self,

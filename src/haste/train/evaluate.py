@@ -22,7 +22,7 @@ from haste.train.model_folder import TrainedModel, load_model
 K = 5
 PROPENSITY = (0.55, 1.5)  # a, b of Jain et al. (2016) for data without constants of its own
 _BATCH = 256
-_CHUNK = 16 * _BATCH  # documents of a prediction in memory at a time
+CHUNK = 16 * _BATCH  # documents of a prediction in memory at a time
 
 
 def batch_of(split: Split, rows: np.ndarray, device: torch.device) -> tuple[Documents, Positives]:
@@ -182,23 +182,27 @@ def predict(
     """
     trained = run if isinstance(run, TrainedModel) else load_model(find_model(run), device=device)
     remaining = iter(records)
-    while chunk := list(islice(remaining, _CHUNK)):
+    while chunk := list(islice(remaining, CHUNK)):
         yield from _predict_chunk(trained, chunk, k)
 
 
 def _predict_chunk(trained: TrainedModel, records: list[Record], k: int) -> Iterator[dict[str, Any]]:
-    split = _as_split(records, trained)
+    split = as_split(records, trained)
     scores, ids = predict_topk(trained.model, split, min(k, trained.labels.num_labels))
     probable = trained.config.output.loss == "bce"
     values = expit(scores.astype(np.float64)) if probable else scores
     name = "probability" if probable else "score"
     for record, row, row_values in zip(records, ids, values, strict=True):
-        labels = [
-            {"label": trained.labels.names[label], **_text_of(trained.labels, label), name: float(value)}
-            for label, value in zip(row, row_values, strict=True)
-            if label >= 0
-        ]
-        yield {"id": record.id, "labels": labels}
+        yield {"id": record.id, "labels": describe(trained.labels, row, row_values, name)}
+
+
+def describe(labels: Labels, ids: np.ndarray, values: np.ndarray, name: str) -> list[dict[str, Any]]:
+    """What a prediction says of ranked labels of a document, ids (k,) and values (k,); -1 is no label."""
+    return [
+        {"label": labels.names[label], **_text_of(labels, label), name: float(value)}
+        for label, value in zip(ids, values, strict=True)
+        if label >= 0
+    ]
 
 
 def _text_of(labels: Labels, label: int) -> dict[str, str]:
@@ -248,7 +252,8 @@ def _check_width(split: Split, trained: TrainedModel, where: str) -> None:
         )
 
 
-def _as_split(records: list[Record], trained: TrainedModel) -> Split:
+def as_split(records: list[Record], trained: TrainedModel) -> Split:
+    """New documents in the terms of a model, without labels."""
     truth = csr_matrix((len(records), len(trained.labels.names)), dtype=np.float32)
     ids = [record.id for record in records]
     return Split("input", ids, _features(records, trained), truth, trained.labels.num_labels)
