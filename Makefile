@@ -10,6 +10,11 @@ INSTALLED := $(VENV)/.installed
 # The oldest triton that the kernels are compiled with; `make check` keeps it beside the environment.
 OLDEST := $(VENV)/triton-3.6
 
+# The oldest transformers that encoders are read with, and what it needs that the environment has newer or not at all.
+OLDEST_TEXT := $(VENV)/transformers-4.57
+OLDEST_TEXT_PACKAGES := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2 requests==2.34.2 urllib3==2.8.0 \
+	certifi==2026.10.18 charset-normalizer==3.5.2
+
 .PHONY: demo test check aot clean
 
 demo: $(INSTALLED)
@@ -18,7 +23,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED) $(OLDEST)
+check: $(INSTALLED) $(OLDEST) $(OLDEST_TEXT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -30,6 +35,9 @@ aot: $(INSTALLED)
 
 $(OLDEST): $(INSTALLED)
 	$(BIN)/python -m pip install -q --no-deps --target $@ triton==3.6.0
+
+$(OLDEST_TEXT): $(INSTALLED)
+	$(BIN)/python -m pip install -q --no-deps --target $@ $(OLDEST_TEXT_PACKAGES)
 
 # torch goes first, alone: nothing that comes after may then ask for another, larger build.
 $(INSTALLED): pyproject.toml constraints.txt

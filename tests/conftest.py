@@ -99,3 +99,12 @@ def tiny_settings(tiny_data: Path, tmp_path: Path) -> Callable[..., dict[str, An
 def tiny_config(tiny_settings: Callable[..., dict[str, Any]]) -> Callable[..., Config]:
     """The `tiny_settings` as a configuration."""
     return lambda **changes: Config.from_dict(tiny_settings(**changes))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BERT of random weights, 32 wide, and a tokenizer of the words of `tiny_data`; read only."""
+    from transformer_cases import save_bert
+
+    lines = (tiny_data / "train.jsonl").read_text().splitlines()
+    return save_bert(tmp_path_factory.mktemp("bert"), [json.loads(line)["text"] for line in lines])

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,16 +184,34 @@ def test_activations_of_a_transformer_are_what_autograd_keeps(dtype: torch.dtype
     "name", ["sentence-transformers/msmarco-distilbert-base-v4", "distilroberta-base", "roberta-large"]
 )
 def test_transformers_of_settings_are_found_by_name(name: str) -> None:
-    encoder = {"kind": "transformer", "name": name, "features": 768}
-    config = Config.from_dict({"data": {"path": "x", "max_tokens": 77}, "encoder": encoder})
-    found = workload_of(config, num_labels=10, num_inputs=1).encoder
-    assert found is not None
+    encoder = {"kind": "transformer", "name": name, "features": 0, "checkpointing": True}
+    optim = {"encoder": {"lr": 1e-5}}
+    config = Config.from_dict({"data": {"path": "x", "max_tokens": 77}, "encoder": encoder, "optim": optim})
+    workload = workload_of(config, num_labels=10, num_inputs=1)
+    found = workload.encoder
+    assert isinstance(found, Transformer)
     assert found.kind in name
-    assert getattr(found, "tokens", 0) == 77
-    with pytest.raises(ValueError, match=r"encoder.name \(x/y\) must be of a known size"):
-        workload_of(
-            Config.from_dict({"data": {"path": "x"}, "encoder": {**encoder, "name": "x/y"}}), num_labels=1, num_inputs=1
-        )
+    assert (found.tokens, found.checkpointing) == (77, True)
+    assert workload.in_features == found.width
+    unknown = Config.from_dict({"data": {"path": "x"}, "encoder": {**encoder, "name": "x/y"}, "optim": optim})
+    with pytest.raises(ValueError, match=r"encoder.name \(x/y\) must be a folder, or of a known size"):
+        workload_of(unknown, num_labels=1, num_inputs=1)
+
+
+def test_a_transformer_in_a_folder_has_the_sizes_written_there(tmp_path: Path) -> None:
+    sizes = {"dim": 48, "n_layers": 3, "hidden_dim": 96, "vocab_size": 1000, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    encoder = {"kind": "transformer", "name": str(tmp_path), "features": 0}
+    values = {"data": {"path": "x"}, "encoder": encoder, "output": {"fan_in": 8}, "optim": {"encoder": {"lr": 1e-5}}}
+    workload = workload_of(Config.from_dict(values), num_labels=10, num_inputs=1)
+    found = workload.encoder
+    assert isinstance(found, Transformer)
+    assert (found.width, found.layers, found.inner, found.vocabulary, found.positions) == (48, 3, 96, 1000, 64)
+    assert workload.in_features == 48
+    del sizes["n_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(ValueError, match=r"config.json: must have num_hidden_layers, hidden_size"):
+        workload_of(Config.from_dict(values), num_labels=10, num_inputs=1)
 
 
 def test_known_transformers_have_their_size() -> None:

@@ -52,7 +52,8 @@ def test_an_encoder_that_is_not_trained_is_refused_before_documents_are_read(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    with pytest.raises(ValueError, match=r"encoder.kind \(transformer, bert-base-uncased\) must be bag or features"):
-        train(tiny_config(encoder={"kind": "transformer", "name": "bert-base-uncased"}), log=lines.append)
+    config = tiny_config(encoder={"kind": "transformer", "name": "/nowhere"}, optim={"encoder": {"lr": 1e-4}})
+    with pytest.raises(ValueError, match=r"encoder.name \(/nowhere\) must be the folder of a model"):
+        train(config, log=lines.append)
     assert lines == []
     assert not (tmp_path / "run").exists()

@@ -22,9 +22,10 @@ from haste.classifier._inputs import Inputs, as_features, as_texts, facts_of, ma
 from haste.classifier._scoring import above_zero, all_scores, topk
 from haste.classifier._targets import Targets, learn
 from haste.config import Config, Run, check_keys
+from haste.data.tokens import FILE as TOKENIZER
 from haste.train import preset as auto
 from haste.train.evaluate import K, find_model
-from haste.train.model_folder import TrainedModel, load_model, read_extra, save_model
+from haste.train.model_folder import ARCHITECTURE, TrainedModel, load_model, read_extra, save_model
 from haste.train.progress import print_line
 from haste.train.signals import Interrupted
 from haste.train.trainer import train
@@ -339,7 +340,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 def _is_model(folder: Path) -> bool:
     """Whether everything in a folder belongs to a model that can be replaced."""
     known = {EXTRA, "config.json", "labels.jsonl", "README.md", "vectorizer.json", "vectorizer.npz"}
-    known |= {"encoder.safetensors", "output.safetensors"}
+    known |= {"encoder.safetensors", "output.safetensors", TOKENIZER, ARCHITECTURE}
     names = {path.name for path in folder.iterdir()}
     return "config.json" in names and names <= known
 

@@ -8,10 +8,12 @@ from scipy.sparse import csr_matrix, issparse
 
 from haste.config import Config
 from haste.data.dataset import Dataset, Labels, Split
-from haste.data.prepare import draw_dev
+from haste.data.prepare import Vectorizer, draw_dev
 from haste.data.source import Kind
 from haste.data.text import TfIdf
+from haste.data.tokens import Tokens
 from haste.train.device import resolve_device
+from haste.train.given_data import tokenizer_of
 from haste.train.preset import Facts, free_memory
 
 Inputs: TypeAlias = list[str] | csr_matrix | np.ndarray
@@ -110,11 +112,16 @@ def make_dataset(config: Config, inputs: Inputs, truth: csr_matrix, names: list[
 
 def _features(
     config: Config, inputs: Inputs, rows: dict[str, np.ndarray]
-) -> tuple[TfIdf | None, dict[str, csr_matrix | np.ndarray]]:
+) -> tuple[Vectorizer | None, dict[str, csr_matrix | np.ndarray | Tokens]]:
+    tokenizer = tokenizer_of(config)
     if not isinstance(inputs, list):
+        if tokenizer is not None:
+            raise ValueError("X must be texts for encoder.kind transformer; found features")
         return None, {name: inputs[taken] for name, taken in rows.items()}
     data = config.data
     texts = {name: [inputs[row] for row in taken.tolist()] for name, taken in rows.items()}
+    if tokenizer is not None:
+        return tokenizer, {name: tokenizer.transform(part) for name, part in texts.items()}
     vectorizer, train = TfIdf.fit_transform(
         texts["train"], ngrams=data.ngrams, min_df=data.min_df, max_features=data.max_features
     )

@@ -9,7 +9,8 @@ from scipy.sparse import csr_matrix
 
 from haste.classifier._inputs import Inputs
 from haste.data.dataset import Split
-from haste.train.evaluate import batch_of, predict_topk
+from haste.train.batches import batch_of
+from haste.train.evaluate import predict_topk
 from haste.train.model_folder import TrainedModel
 
 _BATCH = 256

@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _Section = TypeVar("_Section", bound=Checked)
+_MOST_RATE = 0.001  # of a transformer: the default is a bag's, with which no transformer learns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Config(Checked):
         name, width = "encoder.features", features
         if output.intermediate:
             name, width = "output.intermediate", output.intermediate
-        # 0 = as wide as the data, known later
+        # 0 = as wide as the data or the transformer, known later
         remedy = f"lower output.fan_in or raise {name}"
         fits = width == 0 or output.fan_in <= width
         require(fits, "output.fan_in", output.fan_in, f"not exceed {name} ({width})", remedy)
@@ -79,12 +80,16 @@ class Config(Checked):
         must = "be random unless the output layer reads the documents' own features"
         remedy = "set encoder.kind: features and encoder.features: 0"
         require(output.inputs == "random" or straight, "output.inputs", output.inputs, must, remedy)
-        allowed = self.auxiliary.clusters == 0 or features > 0
+        transformer = self.encoder.kind == "transformer"
+        allowed = self.auxiliary.clusters == 0 or features > 0 or transformer
         must = "be 0 where given features go straight to the output layer"
         require(allowed, "auxiliary.clusters", self.auxiliary.clusters, must, "there is no encoder for it to help")
         allowed = self.encoder.dtype == "float32" or self.optim.encoder.name == "kahan_adamw"
         must = "be float32 unless optim.encoder.name is kahan_adamw"
         require(allowed, "encoder.dtype", self.encoder.dtype, must)
+        rate = self.optim.encoder.lr
+        must = f"be at most {_MOST_RATE} for a transformer"
+        require(not transformer or rate <= _MOST_RATE, "optim.encoder.lr", rate, must, "0.00005 is usual")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":

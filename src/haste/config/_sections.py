@@ -59,6 +59,7 @@ class Data(Checked):
     ngrams: 1 = single words, 2 = words and pairs of words
     min_df: drop terms found in fewer documents than this
     max_tokens: of a text, for a transformer; longer texts are cut
+    buckets: batches of a transformer sorted by length together, so that few pads are needed (0 = none)
     dev_fraction: part of train used as dev where there is no dev file (0 = no dev split)
     max_documents: train on this many documents at most, drawn at random (null = all)
     cache: folder of the data sets made from the files (null = $HASTE_CACHE, else ~/.cache/haste)
@@ -80,6 +81,7 @@ class Data(Checked):
     ngrams: int = 1
     min_df: int = 2
     max_tokens: int = 128
+    buckets: int = 50
     dev_fraction: float = 0.05
     max_documents: int | None = None
     cache: str | None = None
@@ -92,6 +94,7 @@ class Data(Checked):
             require(getattr(self, name) != "", self._key(name), "''", "not be empty")
         require(self.ngrams in (1, 2), "data.ngrams", self.ngrams, "be 1 (unigrams) or 2 (uni- and bigrams)")
         self._at_least(1, "max_features", "min_df", "max_tokens", "max_documents")
+        self._at_least(0, "buckets")
         require(0 <= self.dev_fraction < 1, "data.dev_fraction", self.dev_fraction, "be in [0, 1)")
 
 
@@ -100,14 +103,18 @@ class Encoder(Checked):
     """The text model: turns a document into numbers for the output layer.
 
     kind: bag = weighted sum of the embeddings of terms (tf-idf, or given sparse features), features = given features, \
-transformer = not trained by this version
-    name: of a transformer: a folder, or a model of the Hugging Face hub
+transformer = a model of the package transformers
+    name: of a transformer: a folder, or a model of the Hugging Face hub; ${NAME} is read from the environment
     pooling: of a transformer's outputs
-    features: width of its output; 0 = as wide as given features, which then go straight to the output layer
+    features: width of its output; 0 = as wide as given features, which then go straight to the output layer, or as \
+the transformer; one of another width is projected
     hidden: width of a hidden layer (0 = none)
     dropout: probability of dropping a feature in training
-    normalize: scale the input of every document to unit length
+    normalize: scale the input of every document to unit length; not of a transformer
     dtype: of its weights; bfloat16 trains with optim.encoder.name kahan_adamw
+    attention: of a transformer; auto = what the package transformers takes, flash_attention_2 needs its own package
+    checkpointing: a transformer keeps one activation a layer and computes the others again: less memory, more time
+    compile: compile a transformer with torch.compile
     """
 
     _section: ClassVar[str] = "encoder"
@@ -119,14 +126,23 @@ transformer = not trained by this version
     dropout: float = 0.5
     normalize: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
 
     def _check(self) -> None:
         self._at_least(0, "features", "hidden")
         named = bool(self.name) == (self.kind == "transformer")
         require(named, "encoder.name", self.name, "be given with encoder.kind transformer, and with no other")
-        straight = self.features == 0
-        allowed = not straight or (self.kind == "features" and self.hidden == 0)
-        require(allowed, "encoder.features", 0, "be at least 1 unless encoder.kind is features and encoder.hidden 0")
+        transformer = self.kind == "transformer"
+        allowed = self.features > 0 or transformer or (self.kind == "features" and self.hidden == 0)
+        must = "be at least 1 unless encoder.kind is transformer, or features with encoder.hidden 0"
+        require(allowed, "encoder.features", 0, must)
+        must = "be {} unless encoder.kind is transformer"
+        require(transformer or self.attention == "auto", "encoder.attention", self.attention, must.format("auto"))
+        for name in ("checkpointing", "compile"):
+            require(transformer or not getattr(self, name), self._key(name), True, must.format("false"))
+        require(not transformer or self.hidden == 0, "encoder.hidden", self.hidden, "be 0 for a transformer")
         require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "be in [0, 1)")
 
 

@@ -14,14 +14,14 @@ from scipy.sparse import csr_matrix
 from haste.config import Data
 from haste.data._columns import Strings, as_matrix
 from haste.data.formats import read_objects
-from haste.data.prepare import draw_dev, features_of, prepare
+from haste.data.prepare import Vectorizer, draw_dev, features_of, prepare
 from haste.data.source import DataError, Kind
 from haste.data.store import Rows, StoredSplit, open_store
-from haste.data.text import TfIdf
+from haste.data.tokens import Tokenizer, Tokens
 
 _logger = logging.getLogger(__name__)
 
-Documents = torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Documents = torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor]
 Positives = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -90,7 +90,7 @@ class Split:
 
     name: train, dev or test
     ids: of the documents, (N,)
-    features: (N, D) float32: CSR with sorted columns, or dense
+    features: (N, D) float32: CSR with sorted columns, or dense; or tokens
     truth: (N, number of label names) float32 ones, columns sorted
     num_labels: labels from this id on have no row in the output layer
     filter: (N, num_labels) ones where a label is not to be predicted; None = nowhere
@@ -98,7 +98,7 @@ class Split:
 
     name: str
     ids: Sequence[str]
-    features: csr_matrix | np.ndarray
+    features: csr_matrix | np.ndarray | Tokens
     truth: csr_matrix
     num_labels: int
     filter: csr_matrix | None = None
@@ -110,13 +110,16 @@ class Split:
         """The documents `rows` (B,) as what the encoder and the output layer read.
 
         Returns: (documents, positives); documents are (B, D) float32 for dense features, else CSR: (offsets (B+1,)
-            int64, columns int64, values float32); positives are CSR (offsets (B+1,) int64, labels int64), without
-            labels that have no row in the output layer
+            int64, columns int64, values float32), or padded tokens: ids (B, T) int64, mask (B, T) int64; positives
+            are CSR (offsets (B+1,) int64, labels int64), without labels that have no row in the output layer
         """
         features, truth = self.features[rows], self.truth[rows][:, : self.num_labels]
         positives = _int64(truth.indptr), _int64(truth.indices)
         if isinstance(features, np.ndarray):
             return torch.from_numpy(np.ascontiguousarray(features)), positives
+        if isinstance(features, Tokens):
+            ids, mask = features.padded()
+            return (torch.from_numpy(ids), torch.from_numpy(mask)), positives
         return (_int64(features.indptr), _int64(features.indices), torch.from_numpy(features.data)), positives
 
     def exclude(self, rows: np.ndarray) -> Positives | None:
@@ -131,7 +134,7 @@ class Split:
 class Dataset:
     """Documents and labels of one run. Ids of terms and labels are those of `vectorizer` and `labels`.
 
-    vectorizer: None where features are given
+    vectorizer: a Tokenizer for a transformer; None where features are given
     kind: text, or given features, sparse or dense
     digest: of the documents, their labels and their division into splits
     points: the documents of train and, behind them, the texts of labels, each a document of that label alone; None
@@ -142,7 +145,7 @@ class Dataset:
     dev: Split | None
     test: Split | None
     labels: Labels
-    vectorizer: TfIdf | None
+    vectorizer: Vectorizer | None
     kind: Kind = "text"
     digest: str = ""
     points: Split | None = None
@@ -154,9 +157,14 @@ class Dataset:
 
 
 def load_dataset(
-    config: Data, *, seed: int, log: Callable[[str], None] = _logger.info, label_texts: bool = False
+    config: Data,
+    *,
+    seed: int,
+    log: Callable[[str], None] = _logger.info,
+    label_texts: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-    """The documents under config.path, their text as terms.
+    """The documents under config.path, their text as terms, or as tokens where there is a tokenizer.
 
     Vocabulary and label counts come from the training documents alone; the vocabulary from the labels' texts too, where
     they are read. Without a dev file, dev_fraction of the training documents, 5,000 at most, drawn at random from
@@ -168,7 +176,7 @@ def load_dataset(
     store = open_store(config, log=log)
     for note in store.notes:
         log(note)
-    prepared = prepare(store, config, seed=seed, log=log, label_texts=label_texts)
+    prepared = prepare(store, config, seed=seed, log=log, label_texts=label_texts, tokenizer=tokenizer)
     _log_same_texts(prepared.rows, log)
     order, counts = prepared.label_order, prepared.counts
     names = _in_order(store.label_names, order)
@@ -184,7 +192,8 @@ def load_dataset(
         splits[name] = split
         _log_split(split, store.kind, log)
     trained, unused = int((labels.counts > 0).sum()), len(names) - labels.num_labels
-    terms = f"{prepared.vectorizer.num_terms:,} terms; " if prepared.vectorizer else ""
+    what = "terms" if tokenizer is None else "tokens in the vocabulary"
+    terms = f"{prepared.vectorizer.num_terms:,} {what}; " if prepared.vectorizer else ""
     cold = f", {labels.num_labels - trained:,} more with a text alone" if labels.num_labels > trained else ""
     log(f"{terms}{trained:,} labels with a training document" + cold + f", {unused:,} more without" * bool(unused))
     points = None
@@ -209,7 +218,7 @@ def split_for(
     config: Data,
     name: str,
     labels: Labels,
-    vectorizer: TfIdf | None,
+    vectorizer: Vectorizer | None,
     *,
     inputs: Kind,
     seed: int,
@@ -303,6 +312,9 @@ def _log_split(split: Split, kind: Kind, log: Callable[[str], None]) -> None:
     labels, features = split.truth.nnz / len(split), split.features
     if isinstance(features, np.ndarray):
         log(f"{split.name}: {len(split):,} documents, {features.shape[1]} features and {labels:.2f} labels each")
+    elif isinstance(features, Tokens):
+        tokens = features.lengths.mean()
+        log(f"{split.name}: {len(split):,} documents, {tokens:.1f} tokens and {labels:.2f} labels each")
     else:
         empty = int((np.diff(features.indptr) == 0).sum())
         what, of_what = ("terms", "term of the vocabulary") if kind == "text" else ("features", "feature")

@@ -22,7 +22,10 @@ from haste.data._cache import cache_folder, locked, replace_folder, write_json
 from haste.data._columns import Columns, Files, Strings, append_rows, as_matrix, column, file_digest, matrix, verify
 from haste.data.source import SPLITS, DataError
 from haste.data.store import Log, Rows, Store, StoredSplit
-from haste.data.text import TfIdf
+from haste.data.text import Part, TfIdf
+from haste.data.tokens import Tokenizer, TokenPart, Tokens
+
+Vectorizer = TfIdf | Tokenizer
 
 _FORMAT_VERSION = 1
 _TRAIN = 1  # stream of random numbers: which documents are trained on
@@ -47,7 +50,12 @@ class Prepared:
     """
 
     def __init__(
-        self, folder: Path, digest: str, store: Store, rows: dict[str, tuple[StoredSplit, np.ndarray | None]]
+        self,
+        folder: Path,
+        digest: str,
+        store: Store,
+        rows: dict[str, tuple[StoredSplit, np.ndarray | None]],
+        tokenizer: Tokenizer | None,
     ) -> None:
         self.folder, self.digest, self.rows = folder, digest, rows
         part, chosen = rows["train"]
@@ -57,10 +65,12 @@ class Prepared:
         self._files: Files = self.manifest["files"]
         self.label_order = column(folder, "label_order", self._files)
         self.counts = column(folder, "counts", self._files)
-        self.vectorizer = TfIdf.load(folder) if store.kind == "text" else None
+        self.vectorizer: Vectorizer | None = tokenizer
+        if store.kind == "text" and tokenizer is None:
+            self.vectorizer = TfIdf.load(folder)
 
-    def features(self, split: str) -> csr_matrix | np.ndarray:
-        """(N, D) float32 of a split."""
+    def features(self, split: str) -> csr_matrix | np.ndarray | Tokens:
+        """(N, D) float32, or tokens, of a split."""
         found = self._features(split)
         return first_rows(found, self._documents) if split == "train" else found
 
@@ -68,20 +78,21 @@ class Prepared:
         """(N, labels) float32 ones of a split."""
         return matrix(self.folder, f"{split}/truth", self._files, len(self.label_order))
 
-    def points(self) -> tuple[csr_matrix, csr_matrix]:
+    def points(self) -> tuple[csr_matrix | Tokens, csr_matrix]:
         """Features and truth of the training documents and, behind them, of the texts of labels, each with its label.
 
         Where data.filter is on, the pairs of document and label that the filter of train lists are true here: nobody
         sees them predicted. A document called as the label of such a pair is its own page, in the place of its text.
         """
         features = self._features("train")
-        assert isinstance(features, csr_matrix)
+        assert not isinstance(features, np.ndarray)
         return features, self.truth("points")
 
-    def _features(self, split: str) -> csr_matrix | np.ndarray:
+    def _features(self, split: str) -> csr_matrix | np.ndarray | Tokens:
+        if self.vectorizer is not None:
+            return _read(self.folder, f"{split}/", self._files, self.vectorizer)
         if f"{split}/features.offsets" in self._files:
-            width = self.vectorizer.num_terms if self.vectorizer else self._store.num_features
-            return matrix(self.folder, f"{split}/features", self._files, width or 0)
+            return matrix(self.folder, f"{split}/features", self._files, self._store.num_features or 0)
         if f"{split}/dense" in self._files:
             return column(self.folder, f"{split}/dense", self._files).reshape(-1, self._store.num_features or 0)
         features = self.rows[split][0].features
@@ -89,12 +100,24 @@ class Prepared:
         return features
 
 
-def prepare(store: Store, config: Data, *, seed: int, log: Log, label_texts: bool = False) -> Prepared:
+def prepare(
+    store: Store,
+    config: Data,
+    *,
+    seed: int,
+    log: Log,
+    label_texts: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Prepared:
     """Features and true labels of a data set's splits, made under data.cache unless they are there already.
 
     label_texts: read the labels' texts too; the vocabulary is then that of training documents and labels' texts
-    Raises: DataError if no training document has a label, no term is left, or there are no labels' texts to read.
+    tokenizer: of texts; None = their terms, tf-idf
+    Raises: DataError if no training document has a label, no term is left, there are no labels' texts to read, or given
+        features are to be tokenised.
     """
+    if tokenizer is not None and store.kind != "text":
+        raise DataError(f"{config.path}: holds features, a transformer reads texts; set encoder.kind: features")
     if label_texts and (store.kind != "text" or not (store.label_texts or store.label_contents)):
         what = "no label of this data has a text" if store.kind == "text" else "the documents are given features"
         raise DataError(
@@ -122,7 +145,9 @@ def prepare(store: Store, config: Data, *, seed: int, log: Log, label_texts: boo
         )
     rows = {name: rows[name] for name in SPLITS if name in rows}
     settings = [_FORMAT_VERSION, store.content]
-    if store.kind == "text":
+    if tokenizer is not None:
+        settings += ["tokens", tokenizer.digest()]
+    elif store.kind == "text":
         settings += [config.ngrams, config.min_df, config.max_features]
     if label_texts:
         settings += ["label texts", config.filter]
@@ -133,15 +158,15 @@ def prepare(store: Store, config: Data, *, seed: int, log: Log, label_texts: boo
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _write(partial, store, config, rows, label_texts, log)
+            _write(partial, store, config, rows, label_texts, tokenizer, log)
             replace_folder(partial, folder)
-        return Prepared(folder, digest, store, rows)
+        return Prepared(folder, digest, store, rows, tokenizer)
 
 
 def features_of(
-    store: Store, split: str, chosen: np.ndarray | None, vectorizer: TfIdf | None, config: Data, *, log: Log
-) -> csr_matrix | np.ndarray:
-    """(N, D) float32 of a stored split, in the terms of any vectorizer; text is transformed once, under data.cache.
+    store: Store, split: str, chosen: np.ndarray | None, vectorizer: Vectorizer | None, config: Data, *, log: Log
+) -> csr_matrix | np.ndarray | Tokens:
+    """The features of a stored split, in the terms of any vectorizer; text is transformed once, under data.cache.
 
     chosen: only these rows
     """
@@ -158,12 +183,28 @@ def features_of(
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             columns = Columns(partial)
-            for lengths, indices, values in vectorizer.parts(part.texts if chosen is None else part.texts.take(chosen)):
-                append_rows(columns, "features", lengths, indices, values)
+            _append_parts(columns, vectorizer.parts(part.texts if chosen is None else part.texts.take(chosen)))
             write_json(partial / "manifest.json", {"format_version": _FORMAT_VERSION, "files": columns.finish()})
             replace_folder(partial, folder)
     files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    return matrix(folder, "features", files, vectorizer.num_terms)
+    return _read(folder, "", files, vectorizer)
+
+
+def _append_parts(columns: Columns, parts: Iterable[Part] | Iterable[TokenPart]) -> None:
+    for part in parts:
+        if len(part) == 3:
+            append_rows(columns, "features", *part)
+        else:
+            columns.append_offsets("tokens.offsets", part[0])
+            columns.append("tokens.ids", part[1])
+
+
+def _read(folder: Path, prefix: str, files: Files, vectorizer: Vectorizer) -> csr_matrix | Tokens:
+    """What `_append_parts` wrote."""
+    if isinstance(vectorizer, TfIdf):
+        return matrix(folder, f"{prefix}features", files, vectorizer.num_terms)
+    offsets, ids = (column(folder, f"{prefix}tokens.{name}", files) for name in ("offsets", "ids"))
+    return vectorizer.tokens(offsets, ids)
 
 
 def _say_drawn(size: int, num_documents: int, config: Data, seed: int, log: Log) -> None:
@@ -193,6 +234,7 @@ def _write(
     config: Data,
     rows: dict[str, tuple[StoredSplit, np.ndarray | None]],
     label_texts: bool,
+    tokenizer: Tokenizer | None,
     log: Log,
 ) -> None:
     columns = Columns(folder)
@@ -218,7 +260,7 @@ def _write(
         _append_truth(columns, train.labels, chosen, ids, pages)
         append_rows(columns, "truth", np.ones(len(with_text), np.int64), ids[with_text], np.ones(len(with_text)))
         files |= {f"points/{file}": entry for file, entry in columns.finish().items()}
-    vectorizer = None
+    vectorizer: Vectorizer | None = tokenizer
     for name, (part, chosen) in rows.items():
         columns = Columns(folder / name)
         _append_truth(columns, part.labels, chosen, ids)
@@ -226,8 +268,9 @@ def _write(
         if store.kind == "text":
             assert part.texts is not None
             texts: Iterable[str] = part.texts if chosen is None else part.texts.take(chosen)
-            if vectorizer is None:
+            if name == "train":
                 texts = chain(texts, store.label_documents(with_text))
+            if vectorizer is None:
                 try:
                     vectorizer, parts = TfIdf.fit_parts(
                         texts,
@@ -241,12 +284,12 @@ def _write(
                 vectorizer.save(folder)
                 files |= {name: _entry(folder / name) for name in ("vectorizer.json", "vectorizer.npz")}
             else:
-                parts = vectorizer.parts(texts)
-            for lengths, indices, values in parts:
-                append_rows(columns, "features", lengths, indices, values)
+                parts = vectorizer.parts(texts)  # type: ignore[assignment]
+            _append_parts(columns, parts)
             count = (len(part) if chosen is None else len(chosen)) + len(with_text) * (name == "train")
             seconds = time.monotonic() - started
-            log(f"{name}: terms of {count:,} documents in {seconds:.1f} s, {count / max(seconds, 1e-9):,.0f} a second")
+            what = "terms" if tokenizer is None else "tokens"
+            log(f"{name}: {what} of {count:,} documents in {seconds:.1f} s, {count / max(seconds, 1e-9):,.0f} a second")
         elif chosen is not None:
             _append_features(columns, part.features, chosen)
         files |= {f"{name}/{file}": entry for file, entry in columns.finish().items()}
@@ -311,10 +354,12 @@ def _append_features(columns: Columns, features: csr_matrix | np.ndarray | None,
             append_rows(columns, "features", np.diff(part.indptr), part.indices, part.data)
 
 
-def first_rows(rows: csr_matrix | np.ndarray, count: int) -> csr_matrix | np.ndarray:
+def first_rows(rows: csr_matrix | np.ndarray | Tokens, count: int) -> csr_matrix | np.ndarray | Tokens:
     """The first rows, without a copy."""
-    if isinstance(rows, np.ndarray) or count == rows.shape[0]:
-        return rows[:count] if isinstance(rows, np.ndarray) else rows
+    if count == rows.shape[0]:
+        return rows
+    if not isinstance(rows, csr_matrix):
+        return rows[:count]
     end = rows.indptr[count]
     return as_matrix(rows.data[:end], rows.indices[:end], rows.indptr[: count + 1], rows.shape[1])
 

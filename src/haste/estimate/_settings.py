@@ -1,13 +1,21 @@
 """The workload of a run's settings."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
-from haste.config import Config
-from haste.estimate._encoders import MODELS, Bag, Encoder, Given
+from haste.config import Config, expand_path
+from haste.estimate._encoders import MODELS, Bag, Encoder, Given, Transformer
 from haste.estimate.workload import Workload
 
 # Part of a model's name on the hub; what holds another comes before it.
 _HUB = ("distilroberta", "distilbert", "minilm-l6", "roberta-large", "roberta-base", "bert-base")
+_SIZES = (  # what a model's config.json calls them
+    ("num_hidden_layers", "n_layers"),
+    ("hidden_size", "dim"),
+    ("intermediate_size", "hidden_dim"),
+    ("vocab_size",),
+)
 
 
 def workload_of(
@@ -26,14 +34,14 @@ def workload_of(
         num_labels: labels with a training document.
         num_inputs: terms of the vocabulary, or columns of given features.
         labels_per_document, terms_per_document: means.
-        checkpointing: of a transformer.
+        checkpointing: of a transformer, beside encoder.checkpointing.
 
     Raises:
         ValueError: a fan_in above the features that labels read, or a transformer of unknown size.
     """
     settings, output, update = config.encoder, config.output, config.optim.output
     encoder = _encoder(config, num_inputs, terms_per_document, checkpointing)
-    width = settings.features or num_inputs
+    width = settings.features or (encoder.width if isinstance(encoder, Transformer) else num_inputs)
     read = output.intermediate or width
     inputs = read // 2 if output.private_features == "slice" else read
     fan_in = output.fan_in or inputs
@@ -63,12 +71,36 @@ def _encoder(config: Config, num_inputs: int, terms: float, checkpointing: bool)
     moments = 0 if update.name == "sgd" else 4 if update.state_dtype == "bfloat16" else 8
     state = moments + (2 if update.name == "kahan_adamw" and element == 2 else 0)
     if settings.kind == "transformer":
-        known = [name for name in _HUB if name in (settings.name or "").lower()]
-        if not known:
-            raise ValueError(f"encoder.name ({settings.name}) must be of a known size, one of {', '.join(MODELS)}")
-        tokens = config.data.max_tokens
-        return replace(MODELS[known[0]], tokens=tokens, checkpointing=checkpointing, element=element, state=state)
+        return replace(
+            _transformer(settings.name or ""),
+            tokens=config.data.max_tokens,
+            checkpointing=checkpointing or settings.checkpointing,
+            element=element,
+            state=state,
+        )
     widths = tuple(size for size in (settings.hidden, settings.features) if size)
     if settings.kind == "bag":
         return Bag(num_inputs=num_inputs, widths=widths, terms=terms, element=element, state=state)
     return Given(widths=(num_inputs, *widths), element=element, state=state)
+
+
+def _transformer(name: str) -> Transformer:
+    """A transformer by the sizes in its folder, or by what its name holds."""
+    found = [known for known in _HUB if known in name.lower()]
+    description = None if "${" in name and found else Path(expand_path(name, "encoder.name")) / "config.json"
+    if description is not None and description.is_file():
+        sizes = json.loads(description.read_text(encoding="utf-8"))
+        try:
+            layers, width, inner, vocabulary = [sizes[next(key for key in keys if key in sizes)] for keys in _SIZES]
+        except StopIteration:
+            needed = ", ".join(keys[0] for keys in _SIZES)
+            raise ValueError(f"{description}: must have {needed}, from which memory is estimated") from None
+        positions = sizes.get("max_position_embeddings", 0)
+        return Transformer(
+            kind=name, layers=layers, width=width, inner=inner, vocabulary=vocabulary, positions=positions
+        )
+    if not found:
+        raise ValueError(
+            f"encoder.name ({name}) must be a folder, or of a known size: one of {', '.join(MODELS)} in its name"
+        )
+    return MODELS[found[0]]

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Documents: TypeAlias = (
-    Tensor | tuple[Tensor, Tensor, Tensor]
-)  # (B, D) float32, or CSR: offsets (B + 1,), columns, values
+# (B, D) float32; CSR: offsets (B + 1,), columns, values; or padded tokens: ids (B, T), mask (B, T), int64 both
+Documents: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor]
 MOST_DENSE_COLUMNS = 65_536  # of a sparse batch that is made dense: 64 MiB for 256 documents
 _INITIAL_SCALE = 0.05  # of embeddings: features of unit scale drown what few steps can learn (eurlex57k: -4 P@1)
 _TINY = torch.finfo(torch.float32).tiny
@@ -96,6 +95,8 @@ class Bag(nn.Module):
         """
         if isinstance(batch, Tensor):
             raise ValueError(f"documents {tuple(batch.shape)} must be CSR for a bag; use encoder.kind: features")
+        if len(batch) != 3:
+            raise ValueError("documents (tokens) must be CSR for a bag; use encoder.kind: transformer")
         offsets, terms, values = batch
         _check_columns(terms, self.num_inputs)
         if self.normalize:
@@ -171,6 +172,8 @@ class Features(nn.Module):
                     "features that this encoder was trained with"
                 )
             return batch
+        if len(batch) != 3:
+            raise ValueError("documents (tokens) must be rows of features; use encoder.kind: transformer")
         check_dense_columns(self.num_inputs)
         offsets, columns, values = batch
         _check_columns(columns, self.num_inputs)

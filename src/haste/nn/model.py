@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from haste.nn.encoders import Bag, Documents, Features, check_dense_columns
 from haste.nn.inputs import telling_inputs
 from haste.nn.linear import Positives
 from haste.nn.output import HeadTail
+from haste.nn.transformer import Transformer, build_transformer, check_transformer
 from haste.optim._rule import RuleOptimizer
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Model(nn.Module):
         output: maps features to labels.
     """
 
-    def __init__(self, encoder: Bag | Features, output: HeadTail) -> None:
+    def __init__(self, encoder: Bag | Features | Transformer, output: HeadTail) -> None:
         super().__init__()
         self.encoder, self.output = encoder, output
 
@@ -53,40 +54,36 @@ class Model(nn.Module):
         return [*self.encoder.parameters(), *self.output.projection_parameters()]
 
 
-def build_model(config: Config, *, num_inputs: int, num_labels: int, dense_inputs: bool = False) -> Model:
+def build_model(
+    config: Config,
+    *,
+    num_inputs: int,
+    num_labels: int,
+    dense_inputs: bool = False,
+    architecture: dict[str, Any] | None = None,
+) -> Model:
     """Return the model of a configuration, initialised from its seed, rows in label order 0 .. num_labels - 1.
 
     Args:
         config: keys encoder, output, run.seed.
-        num_inputs: terms of the vocabulary, or columns of given features.
+        num_inputs: terms or tokens of the vocabulary, or columns of given features.
         num_labels: labels with a training positive.
         dense_inputs: whether documents are rows of numbers, not CSR.
+        architecture: of a transformer, as it was saved with a model; None = load encoder.name.
 
     Raises:
         ValueError: an encoder that cannot read such documents, or a fan_in above its width.
     """
     settings = config.encoder
-    check_encoder(config)
     if settings.kind == "bag" and dense_inputs:
         raise ValueError("encoder.kind (bag) must be features for dense features; set encoder.kind: features")
     if settings.kind == "features" and not dense_inputs:
         check_dense_columns(num_inputs)
-    width = settings.features or num_inputs
-    read = config.output.intermediate or width
-    if config.output.fan_in > read:
-        raise ValueError(
-            f"output.fan_in ({config.output.fan_in}) must not exceed the {read} features that labels read; lower "
-            "output.fan_in, or set encoder.features to a number above it"
-        )
-    kind = Bag if settings.kind == "bag" else Features
-    encoder = kind(
-        num_inputs,
-        settings.features,
-        settings.hidden,
-        settings.dropout,
-        normalize=settings.normalize,
-        seed=config.run.seed,
-    )
+    if settings.kind != "transformer":
+        _check_read(config, settings.features or num_inputs)
+    encoder = build_encoder(config, num_inputs, architecture)
+    width = encoder.out_features
+    _check_read(config, width)
     output = HeadTail(
         width,
         num_labels,
@@ -103,18 +100,45 @@ def build_model(config: Config, *, num_inputs: int, num_labels: int, dense_input
         intermediate=config.output.intermediate,
         activation=config.output.activation,
     )
-    for module in (encoder, output.head_projection, output.tail_projection, output.intermediate):
+    for module in (output.head_projection, output.tail_projection, output.intermediate):
         if module is not None:
             module.to(_DTYPES[settings.dtype])
     return Model(encoder, output)
 
 
+def build_encoder(
+    config: Config, num_inputs: int, architecture: dict[str, Any] | None = None
+) -> Bag | Features | Transformer:
+    """Return the encoder of a configuration; arguments as `build_model`."""
+    settings, dtype = config.encoder, _DTYPES[config.encoder.dtype]
+    if settings.kind == "transformer":
+        transformer = build_transformer(config, num_inputs, architecture)
+        transformer.cast(dtype)
+        return transformer
+    kind = Bag if settings.kind == "bag" else Features
+    return kind(
+        num_inputs,
+        settings.features,
+        settings.hidden,
+        settings.dropout,
+        normalize=settings.normalize,
+        seed=config.run.seed,
+    ).to(dtype)
+
+
 def check_encoder(config: Config) -> None:
-    """Raise ValueError for an encoder that this version cannot train."""
+    """Raise ValueError for an encoder that cannot be trained; looks at no document, and at no weights."""
     if config.encoder.kind == "transformer":
+        _check_read(config, check_transformer(config))
+
+
+def _check_read(config: Config, width: int) -> None:
+    """Raise ValueError where the output layer would read more than there is."""
+    read = config.output.intermediate or width
+    if config.output.fan_in > read:
         raise ValueError(
-            f"encoder.kind (transformer, {config.encoder.name}) must be bag or features: this version trains no "
-            "transformer; set encoder.kind: bag and encoder.name: null, or encode the texts and give features"
+            f"output.fan_in ({config.output.fan_in}) must not exceed the {read} features that labels read; lower "
+            "output.fan_in, or set encoder.features to a number above it"
         )
 
 
@@ -127,6 +151,7 @@ def initialize_output(
     counts: np.ndarray,
     num_points: int | None = None,
     ranking_counts: np.ndarray | None = None,
+    sample: int = 10_000,
     auxiliary: Auxiliary | None = None,
 ) -> None:
     """Give the rows their labels, in groups, and the biases their start; call before training.
@@ -135,10 +160,12 @@ def initialize_output(
         model: fresh from `build_model`.
         config: keys output.grouping, output.inputs, output.bias_init, run.seed.
         features: (N, V) training documents, sparse or dense, for semantic groups and their inputs; texts of labels too.
+            Rows are asked for in chunks.
         truth: (N, >= L) training positives.
         counts: (L,) training frequencies.
         num_points: documents that they were counted in; default N.
         ranking_counts: (L,) frequencies that head and groups go by; default counts.
+        sample: documents that their projection to few dimensions is fitted on.
         auxiliary: gets its clusters and biases: of related labels where grouping is semantic, else of any.
     """
     output, num_labels = model.output, len(counts)
@@ -146,7 +173,9 @@ def initialize_output(
     if grouping == "semantic":
         shared = output.tail is not None and output.tail.indices is not None and output.tail.group_size > 1
         if shared or auxiliary is not None:
-            embeddings = topology.label_embeddings(features, truth, num_labels=num_labels, seed=config.run.seed)
+            embeddings = topology.label_embeddings(
+                features, truth, num_labels=num_labels, sample=sample, seed=config.run.seed
+            )
         if not shared:
             grouping = "frequency"  # labels that share no inputs gain nothing from clustering
     if auxiliary is not None:

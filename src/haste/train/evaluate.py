@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from scipy.special import expit
-from torch import Tensor
 
 from haste import metrics
-from haste.data.dataset import Documents, Labels, Positives, Split, split_for
+from haste.data.dataset import Labels, Split, split_for
 from haste.data.source import DataError, Record
+from haste.data.tokens import Tokens
 from haste.nn import Model
+from haste.train.batches import batch_of, by_length
 from haste.train.diagnostics import deciles
 from haste.train.model_folder import TrainedModel, load_model
 
@@ -23,16 +24,6 @@ K = 5
 PROPENSITY = (0.55, 1.5)  # a, b of Jain et al. (2016) for data without constants of its own
 _BATCH = 256
 CHUNK = 16 * _BATCH  # documents of a prediction in memory at a time
-
-
-def batch_of(split: Split, rows: np.ndarray, device: torch.device) -> tuple[Documents, Positives]:
-    """Documents and positives of some rows of a split, on a device."""
-    documents, (offsets, labels) = split.batch(rows)
-    if isinstance(documents, Tensor):
-        on_device: Documents = documents.to(device)
-    else:
-        on_device = documents[0].to(device), documents[1].to(device), documents[2].to(device)
-    return on_device, (offsets.to(device), labels.to(device))
 
 
 def predict_topk(
@@ -56,9 +47,10 @@ def predict_topk(
     model.eval()
     try:
         with torch.no_grad():
+            order = by_length(split, np.arange(len(split)))
             for start in range(0, len(split), _BATCH):
                 tick()
-                rows = np.arange(start, min(start + _BATCH, len(split)))
+                rows = order[start : start + _BATCH]
                 documents, _ = batch_of(split, rows, device)
                 exclude = split.exclude(rows)
                 if exclude is not None:
@@ -259,7 +251,7 @@ def as_split(records: list[Record], trained: TrainedModel) -> Split:
     return Split("input", ids, _features(records, trained), truth, trained.labels.num_labels)
 
 
-def _features(records: list[Record], trained: TrainedModel) -> csr_matrix | np.ndarray:
+def _features(records: list[Record], trained: TrainedModel) -> csr_matrix | np.ndarray | Tokens:
     if trained.vectorizer is not None:
         return trained.vectorizer.transform(record.text for record in records)
     if trained.inputs == "dense":

@@ -7,6 +7,7 @@ from pathlib import Path
 from haste.config import Config, Data, expand_path
 from haste.data.dataset import Dataset, load_dataset
 from haste.data.source import DataError
+from haste.data.tokens import Tokenizer
 from haste.nn import check_encoder
 
 
@@ -15,14 +16,26 @@ def load_given(config: Config, *, log: Callable[[str], None]) -> Dataset:
 
     Raises:
         DataError: it is missing, with where it comes from (data.origin) and what it holds (data.expected), or damaged.
-        ValueError: the encoder is one that this version does not train; said before any document is read.
+        ValueError: the encoder is one that cannot be trained; said before any document is read.
     """
     check_present(config)
-    check_encoder(config)
-    dataset = load_dataset(config.data, seed=config.run.seed, log=log, label_texts=config.label_texts.read)
+    tokenizer, label_texts = tokenizer_of(config), config.label_texts.read
+    dataset = load_dataset(config.data, seed=config.run.seed, log=log, label_texts=label_texts, tokenizer=tokenizer)
     for line in differences(config.data, dataset):
         log(line)
     return dataset
+
+
+def tokenizer_of(config: Config) -> Tokenizer | None:
+    """The tokenizer of a run's transformer; None where the encoder is no transformer.
+
+    Raises:
+        ValueError: the encoder is one that cannot be trained.
+    """
+    check_encoder(config)
+    if config.encoder.kind != "transformer":
+        return None
+    return Tokenizer.pretrained(config.encoder.name or "", config.data.max_tokens)
 
 
 def check_present(config: Config) -> None:

@@ -5,7 +5,7 @@ step, so a run that is stopped anywhere and resumed computes the same bits as on
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from haste import optim, topology
 from haste.config import Config
-from haste.data.dataset import Dataset, Documents, Split
-from haste.nn import Auxiliary, Model, build_model, initialize_output
+from haste.data.dataset import Dataset, Documents, Positives, Split
+from haste.nn import Auxiliary, Transformer, build_model, initialize_output
 from haste.nn.initial import start_from_documents
 from haste.nn.model import order_of_labels
 from haste.nn.regroup import regroup
 from haste.rewire import Schedule
+from haste.train.batches import Batches, batch_of, by_length
 from haste.train.diagnostics import Diagnostics
-from haste.train.evaluate import Positives, batch_of
+from haste.train.encoded import Encoded
 from haste.train.timing import StepTimes
 
-_ORDER, _STEP, _TEXTS = 1, 2, 3  # streams of random numbers
+_STEP = 2  # stream of random numbers; others are those of the batches
+_SAMPLE, _ENCODED_SAMPLE = 10_000, 2_000  # documents that a projection is fitted on; an encoder reads them twice
 _TOGETHER = 256  # documents encoded at a time where nothing is trained
 
 
@@ -59,7 +61,16 @@ class Loop:
         self.epoch_size = self.num_documents
         if config.label_texts.train:
             self.epoch_size += math.ceil(config.label_texts.share * (len(self.points) - self.num_documents))
-        self.steps_per_epoch = math.ceil(self.epoch_size / config.optim.batch_size)
+        self.batches = Batches(
+            self.points,
+            config.optim.batch_size,
+            seed=seed,
+            device=device,
+            buckets=config.data.buckets,
+            always=self.num_documents,
+            epoch_size=self.epoch_size,
+        )
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = config.optim.epochs * self.steps_per_epoch
         settings, output = config.optim, config.optim.output
         encoder = settings.encoder
@@ -99,17 +110,25 @@ class Loop:
         self.regroup_step = max(1, round(config.output.regroup * self.total_steps)) if anew else 0
         self._ranking = _all_counts(dataset) if config.output.frequencies == "all" else dataset.labels.counts
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.documents, self._last_loss = 0, 0.0
+        self.documents, self.tokens, self._last_loss = 0, 0, 0.0
         self.times = StepTimes(device)
         self.diagnostics = Diagnostics(self.model.output, dataset.labels.counts, seed)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
-    def initialize(self, dataset: Dataset) -> None:
-        """Give rows their labels and biases their start."""
+    def initialize(self, dataset: Dataset, *, tick: Callable[[], None] = lambda: None) -> None:
+        """Give rows their labels and biases their start.
+
+        Args:
+            dataset: that of the run.
+            tick: called now and then; may raise to stop.
+        """
+        features: Any = self.points.features
+        if isinstance(self.model.encoder, Transformer):
+            features = Encoded(self.model.encoder, self.points, self.device, tick=tick)
         initialize_output(
             self.model,
             self.config,
-            features=self.points.features,
+            features=features,
+            sample=_ENCODED_SAMPLE if isinstance(features, Encoded) else _SAMPLE,
             truth=self.points.truth,
             counts=dataset.labels.counts,
             num_points=self.num_documents,
@@ -121,27 +140,17 @@ class Loop:
             start_from_documents(self.model.output, self._encoded())
 
     def _encoded(self) -> Iterator[tuple[Tensor, Positives]]:
-        """Features and positives of all that is trained on, in order."""
-        for start in range(0, len(self.points), _TOGETHER):
-            rows = np.arange(start, min(start + _TOGETHER, len(self.points)))
+        """Features and positives of all that is trained on; of tokens, by their length."""
+        order = by_length(self.points, np.arange(len(self.points)))
+        for start in range(0, len(order), _TOGETHER):
+            rows = order[start : start + _TOGETHER]
             documents, positives = batch_of(self.points, rows, self.device)
             with torch.no_grad():
                 yield self.model.encoder(documents), positives
 
     def rows(self, step: int) -> np.ndarray:
         """Documents, or texts of labels, of the batch that follows `step` completed steps."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            chosen = np.arange(self.num_documents)
-            texts, taken = len(self.points) - self.num_documents, self.epoch_size - self.num_documents
-            if taken:
-                turn = np.random.default_rng((self.config.run.seed, _TEXTS)).permutation(texts)
-                now = turn[np.arange(epoch * taken, (epoch + 1) * taken) % texts]
-                chosen = np.concatenate((chosen, self.num_documents + now))
-            order = np.random.default_rng((self.config.run.seed, _ORDER, epoch)).permutation(chosen)
-            self._order = (epoch, order)
-        size = self.config.optim.batch_size
-        return self._order[1][place * size : (place + 1) * size]
+        return self.batches.rows(step)
 
     def step(self, step: int) -> dict[str, float]:
         """Train on the batch that follows `step` completed steps; returns rewiring statistics, if due."""
@@ -150,8 +159,8 @@ class Loop:
             self._drop_auxiliary()
         part = self.times.part
         with part("data"):
-            rows = self.rows(step)
-            documents, positives = batch_of(self.points, rows, self.device)
+            batch = self.batches.take(step)
+            documents, positives = batch.documents, batch.positives
         model, update = self.model, self.optimizers["output"]
         model.train()
         with part("encoder_forward"):
@@ -174,7 +183,8 @@ class Loop:
                 optimizer.zero_grad(set_to_none=True)
                 self.schedules[name].step()
         self.loss_sum += loss.detach()
-        self.documents += len(rows)
+        self.documents += batch.size
+        self.tokens += batch.tokens
         self.times.end_step()
         if not (self.sparse and self.rewire_schedule.due(step + 1)):
             return {}
@@ -188,8 +198,10 @@ class Loop:
             similarity of a label to the centre of its group in the old and the new groups.
         """
         output, seed, size = self.model.output, self.config.run.seed, self.config.output.group_size
-        encoded = _Encoded(self.model, self.points, self.device)
-        embeddings = topology.label_embeddings(encoded, self.points.truth, num_labels=len(self._ranking), seed=seed)
+        encoded = Encoded(self.model.encoder, self.points, self.device)
+        embeddings = topology.label_embeddings(
+            encoded, self.points.truth, num_labels=len(self._ranking), sample=_ENCODED_SAMPLE, seed=seed
+        )
         order = order_of_labels(output, self.config, self._ranking, "semantic", embeddings)
         head = output.num_head_labels
         cosines = [
@@ -302,21 +314,6 @@ class Loop:
     def load_model(self, tensors: dict[str, Tensor]) -> None:
         """Take the model's tensors only."""
         self.model.load_state_dict(_under("model.", tensors))
-
-
-class _Encoded:
-    """(N, H) features of documents as the encoder makes them, of which only those asked for exist."""
-
-    def __init__(self, model: Model, split: Split, device: torch.device) -> None:
-        self._model, self._split, self._device = model.eval(), split, device
-        self.shape = len(split), model.encoder.out_features
-
-    @torch.no_grad()
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        rows = np.arange(len(self._split))[rows] if isinstance(rows, slice) else rows
-        parts = [rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER)]
-        documents = (batch_of(self._split, part, self._device)[0] for part in parts)
-        return np.concatenate([self._model.encoder(batch).float().cpu().numpy() for batch in documents])
 
 
 def _points(config: Config, dataset: Dataset) -> Split:

@@ -2,7 +2,7 @@
 
 config.json  encoder.safetensors  output.safetensors  labels.jsonl  vectorizer.json  vectorizer.npz  README.md
 
-A model of given features has no vectorizer.
+A model of given features has no vectorizer; one with a transformer has tokenizer.json and transformer.json instead.
 """
 
 import json
@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from haste import topology
 from haste.config import Config
 from haste.data.dataset import Labels
+from haste.data.prepare import Vectorizer
 from haste.data.source import Kind
 from haste.data.text import TfIdf
-from haste.nn import Model, build_model
+from haste.data.tokens import Tokenizer
+from haste.nn import Model, Transformer, build_encoder, build_model
 from haste.train.device import resolve_device
 from haste.train.files import write_json, write_text
 
 FORMAT = 1
+ARCHITECTURE = "transformer.json"
 _KEYS = {"format", "inputs", "num_inputs", "num_labels", "num_points", "config"}
 
 
@@ -43,13 +46,13 @@ class TrainedModel:
     model: Model
     config: Config
     labels: Labels
-    vectorizer: TfIdf | None
+    vectorizer: Vectorizer | None
     num_points: int
     inputs: Kind = "text"
 
     @property
     def num_inputs(self) -> int:
-        """Terms of the vocabulary, or columns of given features."""
+        """Terms or tokens of the vocabulary, or columns of given features."""
         return self.model.encoder.num_inputs
 
 
@@ -83,6 +86,8 @@ def save_model(
     trained.labels.save(temporary / "labels.jsonl")
     if trained.vectorizer is not None:
         trained.vectorizer.save(temporary)
+    if isinstance(trained.model.encoder, Transformer):
+        write_json(temporary / ARCHITECTURE, trained.model.encoder.architecture())
     for name, value in (extra or {}).items():
         write_json(temporary / name, value)
     write_text(temporary / "README.md", _model_card(trained, metrics))
@@ -105,17 +110,30 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
     with_texts = config.label_texts.read  # then labels without a document have rows too
     labels = Labels.load(folder / "labels.jsonl", description["num_labels"] if with_texts else None)
     inputs, num_inputs = description["inputs"], description["num_inputs"]
-    vectorizer = TfIdf.load(folder) if inputs == "text" else None
+    vectorizer: Vectorizer | None = None
+    architecture = None
+    if config.encoder.kind == "transformer":
+        vectorizer, architecture = Tokenizer.load(folder), _read_architecture(folder / ARCHITECTURE)
+    elif inputs == "text":
+        vectorizer = TfIdf.load(folder)
     terms = num_inputs if vectorizer is None else vectorizer.num_terms
     for name, found in (("num_labels", labels.num_labels), ("num_inputs", terms)):
         if description[name] != found:
             raise ValueError(f"{folder / 'config.json'}: {name} ({description[name]}) must be {found}")
     with torch.device("meta"):
-        model = build_model(config, num_inputs=num_inputs, num_labels=labels.num_labels, dense_inputs=inputs == "dense")
+        model = build_model(
+            config,
+            num_inputs=num_inputs,
+            num_labels=labels.num_labels,
+            dense_inputs=inputs == "dense",
+            architecture=architecture,
+        )
     files = {name: folder / f"{name}.safetensors" for name in ("encoder", "output")}
     for name, file in files.items():
         _check_shapes(file, getattr(model, name))
     model.to_empty(device="cpu")
+    if architecture is not None:  # it has buffers that are in no file
+        model.encoder = build_encoder(config, num_inputs, architecture)
     for name, file in files.items():
         getattr(model, name).load_state_dict(load_file(file))
     for layer in model.output.layers():
@@ -168,6 +186,13 @@ def _read_description(file: Path) -> dict[str, Any]:
     return description
 
 
+def _read_architecture(file: Path) -> dict[str, Any]:
+    architecture = read_extra(file)
+    if architecture is None or not isinstance(architecture.get("model_type"), str):
+        raise ValueError(f"{file}: must be there and name a model_type; the file is damaged, get it again")
+    return architecture
+
+
 def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
 
@@ -199,6 +224,10 @@ def _model_card(trained: TrainedModel, metrics: Mapping[str, Any]) -> str:
             f"the {config.output.head_ratio:.0%} most frequent labels dense; the others read\n"
             f"  {config.output.fan_in} features each, shared by groups of {config.output.group_size}"
         )
+    encoder, inputs = str(config.encoder.kind), _INPUTS[trained.inputs]
+    if isinstance(trained.vectorizer, Tokenizer):
+        encoder = f"{encoder} ({config.encoder.name}, {config.encoder.pooling} pooling)"
+        inputs = f"tokens, {trained.vectorizer.max_tokens} of a text"
     scores = "probabilities" if config.output.loss == "bce" else "scores, not probabilities"
     return f"""---
 library_name: haste
@@ -209,7 +238,7 @@ tags: [extreme-classification, multi-label, sparse]
 
 {labels.num_labels:,} labels, trained with `haste` on {trained.num_points:,} documents.
 
-- encoder: {config.encoder.kind}, {trained.num_inputs:,} {_INPUTS[trained.inputs]}, {width} features
+- encoder: {encoder}, {trained.num_inputs:,} {inputs}, {width} features
 - output layer: {output}
 - loss: {config.output.loss}, so its outputs are {scores}
 

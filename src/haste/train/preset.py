@@ -13,6 +13,7 @@ from typing import Any
 
 from haste.config import Config, Encoder, Output
 from haste.data.source import Kind
+from haste.nn.transformer import transformer_width
 
 _SMALL_LAYER = 4 * 2**20  # bytes of a dense output layer below which sparsity would save nothing worth having
 _MOST_HEAD = 10_000  # labels of the dense head
@@ -114,7 +115,7 @@ class _Chooser:
             why = f"{num:,} documents are too few to spare any" if not fraction else f"{num:,} documents"
             self.pick("data.dev_fraction", fraction, why)
         self.num_inputs = facts.num_inputs or 0
-        if facts.kind != "text":
+        if facts.kind != "text" or self.given.get("encoder.kind") == "transformer":
             return
         words = facts.words_per_document or 100.0
         pairs = num >= (1000 if words < 50 else 20_000) and num * words < 2e9
@@ -132,6 +133,9 @@ class _Chooser:
         dense = facts.kind == "dense"
         kind = self.pick("encoder.kind", "features" if dense else "bag", f"documents are {_KINDS[facts.kind]}")
         few_inputs = self.num_inputs < _FEW_INPUTS
+        if kind == "transformer":
+            self._transformer()
+            return
         if kind == "features" and self._straight(few_inputs):
             return
         width = _power_of_two(16 * math.sqrt(labels), 64, 1024)
@@ -152,6 +156,14 @@ class _Chooser:
         if facts.num_documents < 2000 and self._value("optim.output.name", "sgd") == "sgd":
             rate = 0.2 if facts.num_documents < 200 else 0.1
             self.pick("optim.output.lr", rate, f"labels of {facts.num_documents:,} documents are seen rarely")
+
+    def _transformer(self) -> None:
+        """A transformer as wide as it is, and learning rates for one that knows a language already."""
+        found = transformer_width(str(self.given["encoder.name"]))
+        self.width = self.pick("encoder.features", 0, f"as wide as the transformer, {found}") or found
+        self.pick("encoder.dropout", 0.2, "beside the transformer's own")
+        if self._value("optim.encoder.name", "adamw") != "sgd":
+            self.pick("optim.encoder.lr", 5e-5, "usual for transformers")
 
     def _straight(self, few_inputs: bool) -> bool:
         """Whether given features go straight to the output layer; its optimizer then, which has no encoder to help."""

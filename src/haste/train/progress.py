@@ -26,7 +26,7 @@ class Progress:
             self._live = _live_bar()
             self._task = self._live.add_task("", total=steps, completed=first_step, detail="")
             self._log = self._live.console.print
-        self._seconds, self._documents, self._done = 0.0, 0, 0
+        self._seconds, self._documents, self._tokens, self._done = 0.0, 0, 0, 0
         self._last_line = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -44,28 +44,32 @@ class Progress:
         """Say one line."""
         self._log(text)
 
-    def step(self, step: int, *, loss: Callable[[], float], documents: int, seconds: float) -> None:
+    def step(self, step: int, *, loss: Callable[[], float], documents: int, seconds: float, tokens: int = 0) -> None:
         """Report one completed step.
 
         Args:
             step: completed steps.
             loss: gives the current loss a document, asked for only when it is shown.
             documents, seconds: size and duration of this step.
+            tokens: of its documents; 0 where they are not tokens.
         """
         self._seconds += seconds
         self._documents += documents
+        self._tokens += tokens
         self._done += 1
-        speed = self._documents / max(self._seconds, 1e-9)
+        speed = f"{self._documents / max(self._seconds, 1e-9):,.0f} docs/s"
+        if self._tokens:
+            speed += f"  {self._tokens / max(self._seconds, 1e-9):,.0f} tokens/s"
         left = (self._steps - step) * self._seconds / self._done
         epoch = min(self._epochs, 1 + step * self._epochs // self._steps)
         now = time.monotonic()
         if self._live:
-            detail = f"epoch {epoch}/{self._epochs}  loss {loss():.4f}  {speed:,.0f} docs/s  {duration(left)} left"
+            detail = f"epoch {epoch}/{self._epochs}  loss {loss():.4f}  {speed}  {duration(left)} left"
             self._live.update(self._task, completed=step, detail=detail)
         elif now - self._last_line >= _LINE_EVERY:
             self._last_line = now
             place = f"epoch {epoch}/{self._epochs}  step {step}/{self._steps}"
-            self._log(f"{place}  loss {loss():.4f}  {speed:,.0f} docs/s  {duration(left)} left")
+            self._log(f"{place}  loss {loss():.4f}  {speed}  {duration(left)} left")
 
 
 def print_line(text: str) -> None:

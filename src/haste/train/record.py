@@ -12,7 +12,7 @@ import haste
 from haste import ops
 from haste.bench.machine import commit, device_name, package_version
 
-_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors")
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "transformers", "tokenizers")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 
 from haste.config import Config
 from haste.data.dataset import Dataset
+from haste.data.tokens import Tokens
 from haste.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 from haste.train.device import compute_settings
 from haste.train.evaluate import K, predict_topk, score_deciles, score_ranking
@@ -70,7 +71,7 @@ def train(
             if folder.last.is_symlink():
                 run.restore()
             else:
-                loop.initialize(dataset)
+                run.initialize(say)
                 folder.history.keep(lambda row: False)
             run.go()
     return folder.path
@@ -105,9 +106,19 @@ class _Run:
         self.seconds = {"data": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.evaluation_steps = max(1, round(config.run.evaluate_every * loop.steps_per_epoch))
         self.step_seconds: dict[str, float] = {}
-        self.timed_steps = 0
+        self.timed_steps = self.tokens = 0
+        self.pads = loop.batches.pads()
         self.environment = environment(loop.device)
         self.record: dict[str, Any] = {}
+
+    def initialize(self, say: Callable[[str], None]) -> None:
+        """Start from nothing; a transformer first encodes the documents by which labels are grouped."""
+        if self.config.encoder.kind == "transformer" and self.config.output.grouping == "semantic":
+            say(f"encoding {len(self.dataset.train):,} documents to group labels by them")
+        try:
+            self.loop.initialize(self.dataset, tick=self.stop.check)
+        except Interrupted:
+            raise self._interrupted() from None
 
     def restore(self) -> None:
         """Go back to the last checkpoint.
@@ -134,12 +145,16 @@ class _Run:
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
             self.step_seconds = dict(self.record.get("step_seconds", {}))
             self.timed_steps = self.record.get("timed_steps", 0)
+            self.tokens = self.record.get("tokens", {}).get("trained", 0)
 
     def go(self) -> None:
         """Train to the end, or to a request to stop."""
         self._write_record("running")
         total = self.loop.total_steps
         with Progress(total, self.config.optim.epochs, self.place.step, self.log) as progress:
+            if self.pads:
+                share, without = (100 * share for share in self.pads.values())
+                progress.log(f"{share:.1f} % of the tokens of batches are pads, {without:.1f} % without data.buckets")
             if self.place.step:
                 progress.log(f"resuming {self.folder.path} at step {self.place.step} of {total}")
             try:
@@ -170,6 +185,7 @@ class _Run:
             if diagnose:
                 loop.diagnostics.watch()
             started = time.perf_counter()
+            tokens = loop.tokens
             statistics = loop.step(place.step)
             place.step += 1
             if statistics:
@@ -183,7 +199,9 @@ class _Run:
             seconds = time.perf_counter() - started
             self.seconds["train"] += seconds
             size = min(self.config.optim.batch_size, loop.epoch_size)
-            progress.step(place.step, loss=loop.window_loss, documents=size, seconds=seconds)
+            tokens = loop.tokens - tokens
+            self.tokens += tokens
+            progress.step(place.step, loss=loop.window_loss, documents=size, tokens=tokens, seconds=seconds)
             if diagnose:
                 with self._timed("evaluate"):
                     measured = loop.diagnostics.collect()
@@ -265,6 +283,12 @@ class _Run:
         self.timed_steps += steps
         return {part: round(1000 * seconds / steps, 3) for part, seconds in taken.items()}
 
+    def _tokens(self) -> dict[str, float]:
+        """Tokens trained on, pads apart, and a second of training; and the shares of pads."""
+        speed = self.tokens / self.seconds["train"] if self.tokens else 0.0
+        shares = {name: round(share, 4) for name, share in self.pads.items()}
+        return {"trained": self.tokens, "per_second": round(speed, 1), **shares}
+
     def _save(self, names: list[str]) -> None:
         """Write a checkpoint of this step, unless `last` is one already."""
         if self.saved_step == self.place.step:
@@ -310,6 +334,7 @@ class _Run:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "step_seconds": {name: round(value, 6) for name, value in self.step_seconds.items()},
             "timed_steps": self.timed_steps,
+            **({"tokens": self._tokens()} if self.pads else {}),
             "documents": self.fingerprint,
             **{name: max(size, self.record.get(name, 0)) for name, size in memory.items()},
         }
@@ -346,10 +371,15 @@ def _fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256("\0".join(dataset.labels.names).encode())
     for split in (dataset.train, dataset.dev):
         for matrix in (split.features, split.truth) if split is not None else ():
-            arrays: tuple[Any, ...] = (
-                (matrix,) if isinstance(matrix, np.ndarray) else (matrix.indptr, matrix.indices, matrix.data)
-            )
-            for array in arrays:
+            for array in _arrays(matrix):
                 digest.update(f"{array.dtype} {array.size}".encode())
                 digest.update(array)
     return digest.hexdigest()
+
+
+def _arrays(matrix: Any) -> tuple[Any, ...]:
+    if isinstance(matrix, np.ndarray):
+        return (matrix,)
+    if isinstance(matrix, Tokens):
+        return matrix.offsets, matrix.ids
+    return matrix.indptr, matrix.indices, matrix.data

@@ -1,0 +1,238 @@
+"""Transformers: any encoder of the package `transformers`, its outputs pooled to one row a document."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from haste.config import Config, expand_path
+from haste.nn.encoders import Documents
+from haste.optim._rule import Role
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+POOLINGS = ("cls", "mean", "max")
+_NOT_KEPT = ("_name_or_path", "auto_map", "dtype", "torch_dtype")  # of an architecture: where it was, and code
+
+
+class Transformer(nn.Module):
+    """A transformer, its last hidden states pooled over the tokens of a document, perhaps projected.
+
+        h = pool_t model(ids, mask)_t;    cls: t = 0, mean: over the mask in float32, max: over the mask
+        h = W h + b                       where ``features`` is another width than the model's
+
+    Args:
+        model: of `transformers`; its pooler, which nothing here reads, is dropped.
+        num_inputs: tokens of the vocabulary.
+        features: width of the result; 0 = the model's.
+        pooling: cls, mean or max.
+        seed: of the projection's initial values, N(0, 1 / width).
+
+    Biases and norms (parameters of one dimension) have no weight decay with the optimizers of `haste.optim`.
+
+    Raises:
+        ValueError: a pooling that there is not, or more tokens than the model has embeddings for.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, num_inputs: int, features: int = 0, pooling: str = "mean", *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling ({pooling}) must be one of {', '.join(POOLINGS)}")
+        known = model.config.vocab_size
+        if num_inputs > known:
+            raise ValueError(
+                f"num_inputs ({num_inputs:,} tokens) must not exceed the {known:,} that the model has embeddings for; "
+                "give the tokenizer that it was trained with"
+            )
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        width = model.config.hidden_size
+        self.model, self.pooling, self.num_inputs = model, pooling, num_inputs
+        self.out_features = features or width
+        self.projection = None
+        if self.out_features != width:
+            self.projection = nn.Linear(width, self.out_features)
+            with torch.no_grad():
+                self.projection.weight.normal_(0, width**-0.5, generator=torch.Generator().manual_seed(seed))
+                self.projection.bias.zero_()
+        for parameter in self.parameters():
+            if parameter.dim() < 2:
+                parameter.haste_role = Role(decayed=False)  # type: ignore[attr-defined]
+
+    def forward(self, batch: Documents) -> Tensor:
+        """Encode (ids (B, T), mask (B, T)), int64, padded behind: (B, features) in the dtype of the weights.
+
+        Raises:
+            ValueError: documents that are not tokens.
+        """
+        if isinstance(batch, Tensor) or len(batch) != 2:
+            raise ValueError("documents must be tokens (ids, mask) for a transformer; encode texts with its tokenizer")
+        ids, mask = batch
+        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            h = states[:, 0]
+        elif self.pooling == "mean":
+            weights = mask.float()
+            h = torch.einsum("bth,bt->bh", states.float(), weights / weights.sum(dim=1, keepdim=True).clamp(min=1))
+            h = h.to(states.dtype)
+        else:
+            h = states.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(dim=1)
+        return h if self.projection is None else self.projection(h)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give the parameters a dtype; buffers, such as the frequencies of rotary positions, keep theirs."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    def architecture(self) -> dict[str, Any]:
+        """Sizes and kind of the model as plain values, from which `build_transformer` makes it again."""
+        values = json.loads(self.model.config.to_json_string(use_diff=False))
+        return {name: value for name, value in values.items() if name not in _NOT_KEPT}
+
+
+def build_transformer(config: Config, num_inputs: int, architecture: dict[str, Any] | None = None) -> Transformer:
+    """Return the transformer of a configuration, float32: pretrained, or of an architecture with random weights.
+
+    Args:
+        config: keys encoder, run.seed.
+        num_inputs: tokens of the vocabulary.
+        architecture: what `Transformer.architecture` returned; None = load encoder.name.
+
+    Raises:
+        ValueError: a model that cannot be loaded, or has no weights in safetensors.
+    """
+    settings = config.encoder
+    options: dict[str, Any] = {"trust_remote_code": False, "dtype": torch.float32}
+    if settings.attention != "auto":
+        options["attn_implementation"] = settings.attention
+    with torch.random.fork_rng(devices=[]), _quiet(), _clear(settings.name):
+        from transformers import AutoModel
+
+        torch.manual_seed(config.run.seed)  # of weights that the files lack
+        if architecture is None:
+            model = AutoModel.from_pretrained(_place(settings.name), use_safetensors=True, **options)
+        else:
+            model = AutoModel.from_config(_config_of(architecture), **options)
+    if settings.checkpointing:
+        _keep_one_activation_a_layer(model)
+    if settings.compile:
+        model.compile()
+    return Transformer(model, num_inputs, settings.features, settings.pooling, seed=config.run.seed)
+
+
+def _keep_one_activation_a_layer(model: PreTrainedModel) -> None:
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(kwargs)
+    else:  # before 5.23
+        model.gradient_checkpointing_enable(kwargs)
+
+
+def check_transformer(config: Config) -> int:
+    """Look at what encoder.name describes, without its weights; returns the width of the features.
+
+    Raises:
+        ValueError: there is no such model or no package `transformers`, the model has a decoder, or data.max_tokens
+            is more than it has positions for.
+    """
+    settings = config.encoder
+    described = _described(settings.name)
+    if described.is_encoder_decoder:
+        raise ValueError(f"encoder.name ({settings.name}) must be an encoder; it has a decoder too")
+    with _quiet(), _clear(settings.name), torch.device("meta"):
+        from transformers import AutoModel
+
+        model = AutoModel.from_config(described, trust_remote_code=False)
+    positions = _positions(model)
+    if positions is not None and config.data.max_tokens > positions:
+        raise ValueError(
+            f"data.max_tokens ({config.data.max_tokens}) must not exceed {positions}, the positions that "
+            f"{settings.name} knows; lower data.max_tokens"
+        )
+    return int(settings.features or described.hidden_size)
+
+
+def transformer_width(name: str) -> int:
+    """Return the width of the hidden states of encoder.name, from its description alone.
+
+    Raises:
+        ValueError: there is no such model, or no package `transformers`.
+    """
+    return int(_described(name).hidden_size)
+
+
+def _described(name: str | None) -> PretrainedConfig:
+    with _quiet(), _clear(name):
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that a model with an embedding for every position reads; None where positions are relative."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - unused
+    return None
+
+
+def _config_of(architecture: dict[str, Any]) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    kind = architecture["model_type"]
+    try:
+        return type(AutoConfig.for_model(kind)).from_dict(architecture)
+    except ValueError as error:
+        must = "must be one that the installed version of transformers can make"
+        raise ValueError(f"model_type ({kind}) {must}; {_line(error)[:100]}") from None
+
+
+def _place(name: str | None) -> str:
+    return expand_path(name or "", "encoder.name")
+
+
+@contextlib.contextmanager
+def _clear(name: str | None) -> Iterator[None]:
+    """Say what `transformers` cannot do in one line that names the setting."""
+    try:
+        yield
+    except ImportError as error:
+        if error.name == "transformers":
+            message = "encoder.kind (transformer) needs the package transformers; pip install 'haste-xmc[text]'"
+            raise ValueError(message) from None
+        raise ValueError(f"encoder.name ({name}) cannot be loaded: {_line(error)}") from None
+    except (OSError, KeyError, RuntimeError) as error:
+        must = "must be the folder of a model with safetensors, or a model of the Hugging Face hub"
+        raise ValueError(f"encoder.name ({name}) {must}; {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep `transformers` from writing bars and notes of its own."""
+    try:
+        from transformers.utils import logging
+    except ImportError:  # said by who needs it
+        yield
+        return
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
