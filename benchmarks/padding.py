@@ -35,7 +35,7 @@ def main() -> None:
         order = epoch_order(
             np.arange(len(lengths)), options.batch_size, seed=0, epoch=0, lengths=lengths, buckets=buckets
         )
-        print(f"pads of batches of {size}, data.buckets {buckets}: {pad_share(lengths, *order):.1%}")
+        print(f"pads of batches of {options.batch_size}, data.buckets {buckets}: {pad_share(lengths, *order):.1%}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import haste
 from haste.cli import main
 from haste.config import Config
 from haste.data.source import Record
+from haste.data.tokens import Tokenizer
 from haste.train.checkpoint import load_checkpoint, save_checkpoint
 from haste.train.encoded import Encoded
 from haste.train.evaluate import evaluate_run, predict
@@ -210,3 +211,24 @@ def test_features_are_no_texts(bert_config: Callable[..., Config], tmp_path: Pat
     config = bert_config(data={"path": str(tmp_path / "train.txt"), "max_tokens": 16})
     with pytest.raises(ValueError, match=r"holds features, a transformer reads texts; set encoder.kind: features"):
         load_given(config, log=quiet)
+
+
+def test_texts_of_labels_are_tokens_too(tiny_data: Path, bert_config: Callable[..., Config], tmp_path: Path) -> None:
+    data = tmp_path / "described"
+    shutil.copytree(tiny_data, data)
+    texts = [{"label": f"label {n}", "text": f"word{3 * n} word{3 * n + 1}"} for n in range(31)]
+    (data / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    config = bert_config(
+        data={"path": str(data), "max_tokens": 16}, label_texts={"train": True, "init": True, "share": 0.5}
+    )
+    loop = make_loop(config)
+    points, num = loop.points, loop.num_documents
+    assert (len(points), num, loop.epoch_size) == (271, 240, 256)
+    tokens = Tokenizer.pretrained(str(config.encoder.name), 16).transform([texts[30]["text"]])
+    assert points.features[270:].ids.tolist() == tokens.ids.tolist()
+    epochs = [np.concatenate([loop.rows(step) for step in range(epoch * 8, epoch * 8 + 8)]) for epoch in range(2)]
+    assert all(set(range(240)) < set(epoch) for epoch in epochs)
+    assert not np.intersect1d(*(epoch[epoch >= 240] for epoch in epochs)).size > 1  # 2 * 16 of 31, in turn
+    for step in range(3):
+        loop.step(step)
+    assert 0 < loop.window_loss() < 200
