@@ -130,6 +130,11 @@ def finished(tiny_data: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPath
 def test_a_run_learns_and_its_model_needs_no_other_folder(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["test"]["nDCG@5"] > 60
+    record = json.loads((finished / "run.json").read_text())
+    assert 1 > record["grouping"]["cosine"] > record["grouping"]["cosine_random"] > 0
+    assert record["tokens"]["trained"] > 12 * 240 * 5
+    assert 0 <= record["tokens"]["pads"] <= record["tokens"]["pads_without_buckets"] < 0.5
+    assert record["tokens"]["per_second"] > 0
     found = evaluate_run(finished, "test", device="cpu")
     assert found == pytest.approx({name: metrics["test"][name] for name in found})
     names = {path.name for path in (finished / "model").iterdir()}

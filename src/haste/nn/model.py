@@ -153,7 +153,7 @@ def initialize_output(
     ranking_counts: np.ndarray | None = None,
     sample: int = 10_000,
     auxiliary: Auxiliary | None = None,
-) -> None:
+) -> dict[str, float]:
     """Give the rows their labels, in groups, and the biases their start; call before training.
 
     Args:
@@ -167,6 +167,10 @@ def initialize_output(
         ranking_counts: (L,) frequencies that head and groups go by; default counts.
         sample: documents that their projection to few dimensions is fitted on.
         auxiliary: gets its clusters and biases: of related labels where grouping is semantic, else of any.
+
+    Returns:
+        Of semantic groups: cosine, the mean similarity of a tail label to the centre of its group, and cosine_random,
+        that of groups drawn at random; otherwise nothing.
     """
     output, num_labels = model.output, len(counts)
     grouping, embeddings = config.output.grouping, None
@@ -187,6 +191,16 @@ def initialize_output(
         _read_telling_inputs(output, config, features, truth)
     if config.output.bias_init == "prior":
         output.initialize_bias(counts, features.shape[0] if num_points is None else num_points)
+    return _similarity(output, config, embeddings) if grouping == "semantic" else {}
+
+
+def _similarity(output: HeadTail, config: Config, embeddings: np.ndarray | None) -> dict[str, float]:
+    tail = output.label_order[output.num_head_labels :].cpu().numpy()
+    if embeddings is None or not len(tail):
+        return {}
+    orders = {"cosine": tail, "cosine_random": np.random.default_rng(config.run.seed).permutation(tail)}
+    size = config.output.group_size
+    return {name: topology.mean_cosine(embeddings[order], size) for name, order in orders.items()}
 
 
 def _read_telling_inputs(

@@ -114,17 +114,20 @@ class Loop:
         self.times = StepTimes(device)
         self.diagnostics = Diagnostics(self.model.output, dataset.labels.counts, seed)
 
-    def initialize(self, dataset: Dataset, *, tick: Callable[[], None] = lambda: None) -> None:
+    def initialize(self, dataset: Dataset, *, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Give rows their labels and biases their start.
 
         Args:
             dataset: that of the run.
             tick: called now and then; may raise to stop.
+
+        Returns:
+            How good the groups are, as `initialize_output`.
         """
         features: Any = self.points.features
         if isinstance(self.model.encoder, Transformer):
             features = Encoded(self.model.encoder, self.points, self.device, tick=tick)
-        initialize_output(
+        quality = initialize_output(
             self.model,
             self.config,
             features=features,
@@ -138,6 +141,7 @@ class Loop:
         if self.config.label_texts.init:
             self.model.eval()
             start_from_documents(self.model.output, self._encoded())
+        return quality
 
     def _encoded(self) -> Iterator[tuple[Tensor, Positives]]:
         """Features and positives of all that is trained on; of tokens, by their length."""

@@ -108,6 +108,7 @@ class _Run:
         self.step_seconds: dict[str, float] = {}
         self.timed_steps = self.tokens = 0
         self.pads = loop.batches.pads()
+        self.grouping: dict[str, float] = {}
         self.environment = environment(loop.device)
         self.record: dict[str, Any] = {}
 
@@ -116,7 +117,7 @@ class _Run:
         if self.config.encoder.kind == "transformer" and self.config.output.grouping == "semantic":
             say(f"encoding {len(self.dataset.train):,} documents to group labels by them")
         try:
-            self.loop.initialize(self.dataset, tick=self.stop.check)
+            self.grouping = self.loop.initialize(self.dataset, tick=self.stop.check)
         except Interrupted:
             raise self._interrupted() from None
 
@@ -146,6 +147,7 @@ class _Run:
             self.step_seconds = dict(self.record.get("step_seconds", {}))
             self.timed_steps = self.record.get("timed_steps", 0)
             self.tokens = self.record.get("tokens", {}).get("trained", 0)
+            self.grouping = self.record.get("grouping", {})
 
     def go(self) -> None:
         """Train to the end, or to a request to stop."""
@@ -335,6 +337,7 @@ class _Run:
             "step_seconds": {name: round(value, 6) for name, value in self.step_seconds.items()},
             "timed_steps": self.timed_steps,
             **({"tokens": self._tokens()} if self.pads else {}),
+            **({"grouping": {k: round(v, 4) for k, v in self.grouping.items()}} if self.grouping else {}),
             "documents": self.fingerprint,
             **{name: max(size, self.record.get(name, 0)) for name, size in memory.items()},
         }
