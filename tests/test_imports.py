@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "estimate": {"config", "ops", "topology"},
     "data": {"config", "topology"},
     "nn": {"config", "ops", "topology", "optim", "rewire", "distributed"},
-    "bench": {"ops", "nn", "optim"},
+    "bench": {"ops", "nn", "optim", "estimate"},
 }
 ALLOWED["train"] = set(ALLOWED)
 _BELOW_FACES = set(ALLOWED)

@@ -150,7 +150,8 @@ class Attending(nn.Module):
         parts = (
             layer(x).view(batch, tokens, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        read = nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(batch, tokens, width)
+        attended = nn.functional.scaled_dot_product_attention(*parts, dropout_p=0.1)
+        read = attended.transpose(1, 2).reshape(batch, tokens, width)
         x = self.norms[0](x + nn.functional.dropout(self.out(read), 0.1))
         return self.norms[1](x + nn.functional.dropout(self.down(nn.functional.gelu(self.up(x))), 0.1))
 
@@ -174,7 +175,7 @@ def test_activations_of_a_transformer_are_what_autograd_keeps(dtype: torch.dtype
         layers(torch.randn((batch, tokens, width), dtype=dtype))
     element = dtype.itemsize
     model = Transformer(
-        kind="test", layers=depth, width=width, inner=inner, vocabulary=1, tokens=tokens, element=element
+        kind="test", layers=depth, width=width, inner=inner, vocabulary=1, heads=4, tokens=tokens, element=element
     )
     expected = depth * batch * tokens * model.layer_activations("cpu")
     assert sum(kept.values()) == pytest.approx(expected, rel=0.05)

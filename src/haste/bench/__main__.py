@@ -1,7 +1,8 @@
 """Run the claims: `python -m haste.bench --claim cpu-step [--json]`. Each checks its results before it times them.
 
 Claims cpu-step and cpu-memory run on any machine; paper-kernels, fused-step, memory and topk on a CUDA GPU, or with
---smoke, untimed and on tiny shapes, on any device.
+--smoke, untimed and on tiny shapes, on any device. Claim end-to-end takes what there is, on a CPU a tenth of its labels
+in some ten minutes; it needs transformers, and runs only where it is named.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from haste.bench import _sweep, cpu_memory, cpu_step, fused_step, memory, paper_kernels, plot, topk
+from haste.bench import _sweep, cpu_memory, cpu_step, end_to_end, fused_step, memory, paper_kernels, plot, topk
 from haste.bench._case import Case
 from haste.bench._gpu import NoGpuError, require_gpu
 from haste.bench._harness import CheckError
@@ -28,7 +29,8 @@ GPU_CLAIMS: dict[str, Any] = {
     "memory": memory,
     "topk": topk,
 }
-CLAIMS = CPU_CLAIMS | GPU_CLAIMS
+_END_TO_END = "end-to-end"
+CLAIMS = CPU_CLAIMS | GPU_CLAIMS | {_END_TO_END: end_to_end}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--claim", choices=sorted(CLAIMS), action="append", help="default: all that run here; may be repeated"
     )
-    parser.add_argument("--case", action="append", help="of a GPU claim, such as A; default: all; may be repeated")
+    parser.add_argument(
+        "--case", action="append", help="of a claim that has some, such as A; default: all; may be repeated"
+    )
     parser.add_argument(
         "--variant", choices=LABELS, action="append", help="GPU claims: default: all of the claim; may be repeated"
     )
@@ -90,7 +94,7 @@ def _default_claims(smoke: bool) -> list[str]:
     if smoke:
         return list(GPU_CLAIMS)
     if torch.cuda.is_available():
-        return list(CLAIMS)
+        return [*CPU_CLAIMS, *GPU_CLAIMS]
     print(f"no CUDA GPU: claims {', '.join(GPU_CLAIMS)} are left out", file=sys.stderr)
     return list(CPU_CLAIMS)
 
@@ -102,6 +106,11 @@ def _records(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
         return
     if options.repeats is not None and options.repeats < 1:
         raise ValueError(f"repeats ({options.repeats}) must be at least 1")
+    if name == _END_TO_END:
+        found = "cuda" if torch.cuda.is_available() and not options.smoke else options.device
+        more = {"smoke": options.smoke, "labels": options.labels, "threads": options.threads, **repeats}
+        yield from end_to_end.records(options.case, device=torch.device(found), **more)
+        return
     device = torch.device(options.device) if options.smoke else require_gpu(name)
     claim = GPU_CLAIMS[name]
     known = {case.name: replace(case, dtype=options.dtype or case.dtype) for case in claim.CASES}
@@ -135,6 +144,8 @@ def _show(name: str, record: dict[str, Any], options: argparse.Namespace) -> Non
         print(line, flush=True)
     elif name in CPU_CLAIMS:
         print(CPU_CLAIMS[name].table(record), flush=True)
+    elif name == _END_TO_END:
+        print(end_to_end.table(record), flush=True)
     elif "plans" in record:
         print(f"fused-step {record['case']}, every plan:\n{_sweep.table(record)}\n", flush=True)
     else:

@@ -8,6 +8,8 @@ its width, i that of the inner layer and e the bytes of a number:
 that is the inputs of the linear layers (h, h, h, i), query, key and value (3 h), the inputs of both layer norms (2 h)
 and of the activation (i). With i = 4 h and e = 2 this is the 34 h of Korthikanti et al. (arXiv 2205.05198) less the
 attention matrices. With gradient checkpointing every layer keeps its input, e h, and one layer at a time the rest.
+A CPU has no such attention with dropout: there 12 T bytes a head are kept too, three float32 rows of T tokens, and
+query, key and value in float32 instead of bfloat16 (6 h more).
 """
 
 import math
@@ -110,7 +112,7 @@ class Transformer:
     """A BERT-like encoder, trained in bfloat16 with Kahan-summed Adam whose moments are bfloat16 too.
 
     Args:
-        layers, width, inner, vocabulary, positions: of the model; token types and a pooler are not counted.
+        layers, width, inner, vocabulary, positions, heads: of the model; a pooler is not counted.
         tokens: of a document.
         checkpointing: keep one activation a layer and compute the others again in the backward pass.
         element: bytes of a weight and of an activation: 2 = bfloat16, 4 = float32.
@@ -123,6 +125,7 @@ class Transformer:
     inner: int
     vocabulary: int
     positions: int = 512
+    heads: int = 12
     tokens: int = 128
     checkpointing: bool = False
     element: int = 2
@@ -148,8 +151,11 @@ class Transformer:
 
     def layer_activations(self, device: str) -> float:
         """Held of one layer for every token."""
-        mask = 1 if device != "cpu" else self.element
-        return self.element * (8 * self.width + 2 * self.inner) + 2 * mask * self.width
+        kept = self.element * (8 * self.width + 2 * self.inner)
+        if device != "cpu":
+            return kept + 2 * self.width
+        matrices = 12.0 * self.heads * self.tokens + (6 * self.width if self.element == 2 else 0)
+        return kept + 2 * self.element * self.width + matrices
 
     def activations(self, batch: int, device: str) -> float:
         """Held from the forward to the backward pass."""
@@ -186,7 +192,9 @@ MODELS: Mapping[str, Transformer] = MappingProxyType(
         "distilbert": Transformer(kind="distilbert", layers=6, width=768, inner=3072, vocabulary=30_522),
         "distilroberta": Transformer(kind="distilroberta", layers=6, width=768, inner=3072, vocabulary=50_265),
         "roberta-base": Transformer(kind="roberta-base", layers=12, width=768, inner=3072, vocabulary=50_265),
-        "roberta-large": Transformer(kind="roberta-large", layers=24, width=1024, inner=4096, vocabulary=50_265),
+        "roberta-large": Transformer(
+            kind="roberta-large", layers=24, width=1024, inner=4096, vocabulary=50_265, heads=16
+        ),
         "minilm-l6": Transformer(kind="minilm-l6", layers=6, width=384, inner=1536, vocabulary=30_522),
     }
 )
