@@ -109,7 +109,6 @@ def build_bert(encoder: Transformer) -> nn.Module:
         num_attention_heads=encoder.heads,
         intermediate_size=encoder.inner,
         max_position_embeddings=encoder.positions,
-        attn_implementation="sdpa",
     )
     torch.manual_seed(0)
     model: nn.Module = BertModel(config, add_pooling_layer=False).train()
