@@ -96,8 +96,15 @@ def _transformer(name: str) -> Transformer:
             needed = ", ".join(keys[0] for keys in _SIZES)
             raise ValueError(f"{description}: must have {needed}, from which memory is estimated") from None
         positions = sizes.get("max_position_embeddings", 0)
+        heads = sizes.get("num_attention_heads", sizes.get("n_heads", 12))
         return Transformer(
-            kind=name, layers=layers, width=width, inner=inner, vocabulary=vocabulary, positions=positions
+            kind=name,
+            layers=layers,
+            width=width,
+            inner=inner,
+            vocabulary=vocabulary,
+            positions=positions,
+            heads=heads,
         )
     if not found:
         raise ValueError(
