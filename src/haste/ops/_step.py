@@ -5,6 +5,9 @@ Per chunk of groups, with x gathered, z the logits, g = dloss/dlogits (see `hast
     grad_features[:, indices[k]] += g_k @ weight_k         with the old weights
     weight_k = round(rule(weight_k, g_k^T x_k));   bias_k = rule(bias_k, sum_b g_k)
 
+Every row of the weights may have a rate (see `haste.ops._update`). Biases have none: they start at the log odds of
+their labels, so those of rare labels have nothing to catch up on, and large steps would only throw them about.
+
 Nothing of size (B, L) exists; `loss` recomputes the logits in its backward, `step` holds no weight gradient either.
 """
 
@@ -20,7 +23,7 @@ from haste.ops._fan_in import check_operands, transpose_features, untranspose
 from haste.ops._library import define
 from haste.ops._losses import check_loss, loss_and_gradient
 from haste.ops._random import signed
-from haste.ops._update import check_rule, update_tile
+from haste.ops._update import check_rates, check_rule, update_tile
 
 Positives = tuple[Tensor, Tensor]
 
@@ -120,6 +123,7 @@ def _step(
     seed: int,
     layer: int,
     first_row: int,
+    rates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     features_t = transpose_features(features)
     positives = _sort_positives(features_t, weight, indices, offsets, labels)
@@ -134,8 +138,8 @@ def _step(
         chunk.add_grad_features(g, grad_features)
         here = slice(chunk.start, chunk.stop)
         where = {"seed": seed, "layer": layer, "first_row": first_row + chunk.first_row}
-        state = [s[here] for s in weight_state]
-        update_tile(rule, hyper, chunk.weight_view, chunk.grad_weight(g), state, rate, count, **where)
+        state, of_rows = [s[here] for s in weight_state], None if rates is None else rates.view(bias.shape)[here]
+        update_tile(rule, hyper, chunk.weight_view, chunk.grad_weight(g), state, rate, count, rates=of_rows, **where)
         where["first_row"] = first_row // chunk.group_size + chunk.start  # a bias (G, S) has a row for every group
         state = [s[here] for s in bias_state]
         update_tile(rule, bias_hyper, chunk.bias_view, g.sum(-1), state, bias_rate, count, **where)
@@ -157,7 +161,8 @@ loss_backward_op = define(
 step_op = define(
     "step(Tensor features, Tensor(a!) weight, Tensor(b!) bias, Tensor(c!)[] weight_state, Tensor(d!)[] bias_state, "
     "Tensor? indices, Tensor offsets, Tensor labels, Tensor lr, Tensor bias_lr, Tensor step, int num_labels, str loss, "
-    "float scale, str rule, float[] hyper, float[] bias_hyper, int seed, int layer, int first_row) -> (Tensor, Tensor)",
+    "float scale, str rule, float[] hyper, float[] bias_hyper, int seed, int layer, int first_row, "
+    "Tensor? rates=None) -> (Tensor, Tensor)",
     _step_fake,
     _step,
 )
@@ -187,7 +192,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.saved_tensors[0] * grads[0], *(None,) * 19
+        return ctx.saved_tensors[0] * grads[0], *(None,) * 20
 
 
 def check_finite(features: Tensor) -> None:
@@ -293,6 +298,7 @@ def step(
     bias_lr: Tensor | None = None,
     weight_state: Sequence[Tensor] = (),
     bias_state: Sequence[Tensor] = (),
+    rates: Tensor | None = None,
     loss: str = "bce",
     scale: float = 1.0,
     seed: int = 0,
@@ -307,6 +313,7 @@ def step(
         rule, hyper, weight_state, seed, layer, first_row: as `haste.ops.update`; first_row is a multiple of
             the group size.
         bias_hyper, bias_lr, bias_state: the same for the bias; default those of the weight.
+        rates: (G, S) float32, contiguous: factors of lr for the rows of weight, not for the bias; None is 1 throughout.
         scale: factor on loss and gradients (1 / batch for a mean).
 
     Returns:
@@ -319,6 +326,7 @@ def step(
     check_loss(loss)
     for numbers, state in ((hyper, weight_state), (bias_hyper or hyper, bias_state)):
         check_rule(rule, numbers, state)
+    check_rates(rates, weight)
     offsets, labels = check_positives(positives, len(features), num_labels)
     check_finite(features)
     return _Step.apply(
@@ -342,4 +350,5 @@ def step(
         signed(seed),
         layer,
         first_row,
+        rates,
     )

@@ -4,6 +4,8 @@
     adamw   w *= 1 - lr * weight_decay;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
             w -= lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)                        (torch.optim.AdamW)
 
+Where rows have rates, the lr of row r is lr * rates[r], wherever it stands: in adamw's weight decay too.
+
 Arithmetic is float32. Weights and moments stored as bfloat16 are written with stochastic rounding on the bits of
 `haste.ops._random`, one stream a tensor.
 """
@@ -29,6 +31,7 @@ def apply_rule(
     state: Sequence[Tensor],
     lr: float,
     step: int,
+    rates: Tensor | None = None,
 ) -> None:
     """Apply a rule to one tile in place.
 
@@ -38,22 +41,29 @@ def apply_rule(
         weight, grad, state: float32 (or float64) tensors of one shape; grad is used up.
         lr: learning rate.
         step: number of this step, from 1.
+        rates: factors of lr, of weight's dtype, (..., 1) for a tile (..., columns); None is 1 throughout.
     """
     if rule == "sgd":
         momentum, weight_decay = hyper
         if weight_decay:
             grad.add_(weight, alpha=weight_decay)
+        direction = grad
         if state:
-            grad = state[0].mul_(momentum).add_(grad)
-        weight.sub_(grad, alpha=lr)
+            direction = state[0].mul_(momentum).add_(grad)
+        if rates is not None:
+            direction = torch.mul(direction, rates, out=grad)
+        weight.sub_(direction, alpha=lr)
     else:
         beta1, beta2, eps, weight_decay = hyper
         first, second = state
         if weight_decay:
-            weight.mul_(1 - lr * weight_decay)
+            decay = lr * weight_decay
+            weight.mul_(1 - decay if rates is None else (1 - decay * rates.double()).to(weight.dtype))
         first.lerp_(grad, 1 - beta1)
         second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         torch.sqrt(second, out=grad).div_(math.sqrt(1 - beta2**step)).add_(eps)
+        if rates is not None:
+            grad.div_(rates)
         weight.addcdiv_(first, grad, value=-lr / (1 - beta1**step))
 
 
@@ -66,6 +76,17 @@ def check_rule(rule: str, hyper: Sequence[float], state: Sequence[Tensor]) -> No
     expected = 2 if rule == "adamw" else int(hyper[0] != 0)
     if len(state) != expected:
         raise ValueError(f"state ({len(state)} tensors) must hold {expected} tensors for {rule} with hyper {hyper}")
+
+
+def check_rates(rates: Tensor | None, weight: Tensor) -> None:
+    """Raise TypeError or ValueError for rates that are not float32, contiguous, one for every row of weight."""
+    if rates is None:
+        return
+    if rates.dtype != torch.float32:
+        raise TypeError(f"rates ({rates.dtype}) must be torch.float32; convert them with .float()")
+    rows = weight.numel() // max(1, weight.shape[-1]) if weight.dim() else 1
+    if rates.numel() != rows or not rates.is_contiguous():
+        raise ValueError(f"rates {tuple(rates.shape)} must be contiguous, one for each of the {rows} rows of weight")
 
 
 def store(target: Tensor, values: Tensor, first_row: int, stream: int, *, seed: int, step: int, layer: int) -> None:
@@ -105,14 +126,16 @@ def update_tile(
     seed: int,
     layer: int,
     first_row: int,
+    rates: Tensor | None = None,
 ) -> None:
     """Read a tile of weight and state, apply the rule in float32 (float64 for float64 weights), write it back.
 
-    grad is used up.
+    grad is used up. rates has a number for every row of the tile, (...) of (..., columns).
     """
     wide = _wide_dtype(weight)
     tiles = [t.to(wide) for t in (weight, *state)]
-    apply_rule(rule, hyper, tiles[0], grad.to(wide), tiles[1:], lr, step)
+    column = None if rates is None else rates[..., None].to(wide)
+    apply_rule(rule, hyper, tiles[0], grad.to(wide), tiles[1:], lr, step, column)
     for stream, (target, values) in enumerate(zip((weight, *state), tiles, strict=True)):
         store(target, values, first_row, stream, seed=seed, step=step, layer=layer)
 
@@ -133,10 +156,11 @@ def _update(
     seed: int,
     layer: int,
     first_row: int,
+    rates: Tensor | None = None,
 ) -> None:
     columns = weight.shape[-1] if weight.dim() else 1
     flat, flat_state = weight.view(-1, columns), [s.view(-1, columns) for s in state]
-    flat_grad = grad.reshape(-1, columns)
+    flat_grad, flat_rates = grad.reshape(-1, columns), None if rates is None else rates.view(-1)
     rate, count = lr.item(), int(step.item())
     wide, per_tile = _wide_dtype(weight), max(1, _TILE // columns)
     # Fresh memory for every tile of rows would cost more in page faults than the rule in arithmetic.
@@ -146,12 +170,15 @@ def _update(
         g = flat_grad[here].to(wide, copy=True)
         if rows is None:
             where = {"seed": seed, "layer": layer, "first_row": first_row + start}
-            update_tile(rule, hyper, flat[here], g, [s[here] for s in flat_state], rate, count, **where)
+            of_rows = None if flat_rates is None else flat_rates[here]
+            tile_state = [s[here] for s in flat_state]
+            update_tile(rule, hyper, flat[here], g, tile_state, rate, count, rates=of_rows, **where)
         else:
             chosen = rows[here]
             pairs = zip((flat, *flat_state), buffers, strict=True)
             tiles = [torch.index_select(t, 0, chosen, out=b[: len(chosen)]).to(wide) for t, b in pairs]
-            apply_rule(rule, hyper, tiles[0], g, tiles[1:], rate, count)
+            column = None if flat_rates is None else flat_rates[chosen][:, None].to(wide)
+            apply_rule(rule, hyper, tiles[0], g, tiles[1:], rate, count, column)
             for target, values in zip((flat, *flat_state), tiles, strict=True):
                 target.index_copy_(0, chosen, values.to(target.dtype))
 
@@ -162,7 +189,7 @@ def _update_fake(weight: Tensor, *_: object) -> None:
 
 update_op = define(
     "update(Tensor(a!) weight, Tensor grad, Tensor? rows, Tensor(b!)[] state, Tensor lr, Tensor step, str rule, "
-    "float[] hyper, int seed, int layer, int first_row) -> ()",
+    "float[] hyper, int seed, int layer, int first_row, Tensor? rates=None) -> ()",
     _update_fake,
     _update,
 )
@@ -178,6 +205,7 @@ def update(
     rule: str,
     hyper: Sequence[float],
     rows: Tensor | None = None,
+    rates: Tensor | None = None,
     seed: int = 0,
     layer: int = 0,
     first_row: int = 0,
@@ -193,6 +221,7 @@ def update(
         rule: ``sgd`` or ``adamw``.
         hyper: the rule's hyperparameters.
         rows: distinct row numbers, int64; only these rows are read and written (float32 storage only).
+        rates: (weight's rows,) float32, contiguous, of any shape: factors of lr; None is 1 throughout.
         seed, layer, first_row: coordinates of the rounding bits; first_row is the global number of row 0.
     """
     check_rule(rule, hyper, state)
@@ -200,4 +229,6 @@ def update(
         raise ValueError("weight and state must be contiguous and of one shape; call .contiguous() first")
     if rows is not None and any(t.dtype == torch.bfloat16 for t in (weight, *state)):
         raise TypeError("row-sparse updates need float32 weights and state, got bfloat16; use float32 for this tensor")
-    update_op(weight, grad, rows, list(state), lr, step, rule, list(hyper), random.signed(seed), layer, first_row)
+    check_rates(rates, weight)
+    where = random.signed(seed), layer, first_row
+    update_op(weight, grad, rows, list(state), lr, step, rule, list(hyper), *where, rates)

@@ -104,10 +104,13 @@ def apply_rule(
     weight: Tensor,
     grad: Tensor,
     state: Sequence[Tensor],
-    lr: float,
+    lr: float | Tensor,
     step: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the new weight and state of `haste.ops._update.apply_rule`, written as the formulas are."""
+    """Return the new weight and state of `haste.ops._update.apply_rule`, written as the formulas are.
+
+    lr may be a tensor (..., 1), the rows' rates in it.
+    """
     if rule == "sgd":
         momentum, weight_decay = hyper
         m = grad + weight_decay * weight
@@ -175,18 +178,20 @@ def step(
     seed: int,
     layer: int,
     first_row: int,
+    rates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     x = _wide(features)
     z = fan_in(x, weight, bias, indices, num_labels)
     y = indicator(offsets, labels, num_labels, z.dtype)
     value = (_terms(z, y, loss).double().sum() * scale).to(z.dtype)
     grads = fan_in_backward(_slopes(z, y, loss) * scale, x, weight.to(x.dtype), bias.to(x.dtype), indices)
+    weight_lr = lr.item() if rates is None else lr.item() * rates.to(x.dtype).view(bias.shape)[..., None]
     for target, grad, state, rate, numbers, first in (
-        (weight, grads[1], weight_state, lr, hyper, first_row),
-        (bias, grads[2], bias_state, bias_lr, bias_hyper, first_row // weight.shape[1]),
+        (weight, grads[1], weight_state, weight_lr, hyper, first_row),
+        (bias, grads[2], bias_state, bias_lr.item(), bias_hyper, first_row // weight.shape[1]),
     ):
         wide_state = [s.to(x.dtype) for s in state]
-        new, new_state = apply_rule(rule, numbers, target.to(x.dtype), grad, wide_state, rate.item(), int(step.item()))
+        new, new_state = apply_rule(rule, numbers, target.to(x.dtype), grad, wide_state, rate, int(step.item()))
         for stream, (t, values) in enumerate(zip((target, *state), (new, *new_state), strict=True)):
             _write(t, values, first, stream, seed, int(step.item()), layer)
     return value, grads[0].to(features.dtype)

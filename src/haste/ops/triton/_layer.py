@@ -78,6 +78,7 @@ class Sink:
 
     rule: ``grad`` (written to weight_state[0] and bias_state[0]), ``sgd``, ``momentum`` or ``adamw``.
     weight_state, bias_state: the rule's tensors, or the gradients.
+    rates: of the weight's rows, float32, contiguous; None is 1 throughout.
     numbers: (2, 8) float32 of `numbers_kernel`.
     step: 0-dim int64.
     """
@@ -90,13 +91,14 @@ class Sink:
     seed: int = 0
     layer: int = 0
     first_row: int = 0
+    rates: Tensor | None = None
 
     def pointers(self, layer: Layer) -> tuple[Tensor, ...]:
-        """Return weight, its two states, bias, its two states; absent states repeat what they belong to."""
+        """Return weight, its two states, bias, its two states, rates; what is absent repeats what it belongs to."""
         pointers: list[Tensor] = []
         for tensor, state in ((layer.weight, self.weight_state), (layer.bias, self.bias_state)):
             pointers += [tensor, *state, *(tensor,) * (2 - len(state))]
-        return tuple(pointers)
+        return *pointers, layer.weight if self.rates is None else self.rates
 
 
 def gradients(grad_weight: Tensor, grad_bias: Tensor) -> Sink:

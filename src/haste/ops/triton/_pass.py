@@ -143,8 +143,8 @@ def add_gradients(
             sink.numbers, sink.step, batch.bad, slopes.first, slopes.count, batch.blocks, layer.group_size,
             layer.num_rows, layer.num_labels, sink.first_row, batch.xt.shape[0], batch.leading, sink.layer, sink.seed,
             S=layer.rows, F=layer.fan_in, BLOCK_B=batch.block, BLOCK_F=plan.block_f, RULE=sink.rule,
-            SCATTER=plan.scatter, LAYOUT=layer.layout, PRECISION=plan.precision, FEATURES=features,
-            WEIGHTS=weights, **plan.options(),
+            RATED=sink.rates is not None, SCATTER=plan.scatter, LAYOUT=layer.layout, PRECISION=plan.precision,
+            FEATURES=features, WEIGHTS=weights, **plan.options(),
         )  # fmt: skip
 
 
@@ -161,8 +161,9 @@ def _add_gradients_of_rows(
     )  # fmt: skip
     here = slice(slopes.first * rows, min(layer.num_rows, (slopes.first + slopes.count) * rows))
     grad_bias = slopes.grad_bias.sum(1).view(-1, 1)
-    for part, (tensor, state, grad) in enumerate(
-        ((layer.weight, sink.weight_state, grad_weight), (layer.bias, sink.bias_state, grad_bias))
+    rates = None if sink.rates is None else sink.rates.view(-1)[here]
+    for part, (tensor, state, grad, of_rows) in enumerate(
+        ((layer.weight, sink.weight_state, grad_weight, rates), (layer.bias, sink.bias_state, grad_bias, None))
     ):
         flat, grad = tensor.view(layer.num_rows, -1)[here], grad[: here.stop - here.start]
         flat_state = [s.view(layer.num_rows, -1)[here] for s in state]
@@ -170,7 +171,7 @@ def _add_gradients_of_rows(
             flat_state[0].copy_(grad)
         else:
             first_row = sink.first_row + here.start
-            update_rows(flat, grad, None, flat_state, sink, sink.numbers[part], batch.bad, first_row)
+            update_rows(flat, grad, None, flat_state, sink, sink.numbers[part], batch.bad, first_row, of_rows)
 
 
 def update_rows(
@@ -182,16 +183,17 @@ def update_rows(
     numbers: Tensor,
     bad: Tensor,
     first_row: int,
+    rates: Tensor | None,
 ) -> None:
     """Apply a rule to a matrix in place; `sink` gives rule, step, seed and layer."""
     columns = weight.shape[1]
     block_columns = min(256, max(8, triton.next_power_of_2(columns)))
     block_rows = max(1, 2048 // block_columns)
-    pointers = [weight, *state, *(weight,) * (2 - len(state))]
+    pointers = [*state, *(weight,) * (2 - len(state)), weight if rates is None else rates]
     update_rows_kernel[(triton.cdiv(len(grad), block_rows) * triton.cdiv(columns, block_columns),)](
-        pointers[0], grad, grad if rows is None else rows, pointers[1], pointers[2], numbers, sink.step, bad,
-        len(grad), columns, first_row, sink.layer, sink.seed, -(-columns // 8), ROWS=block_rows, COLUMNS=block_columns,
-        RULE=rule_name(sink.rule, state), CHOSEN=rows is not None,
+        weight, grad, grad if rows is None else rows, *pointers, numbers, sink.step, bad, len(grad), columns,
+        first_row, sink.layer, sink.seed, -(-columns // 8), ROWS=block_rows, COLUMNS=block_columns,
+        RULE=rule_name(sink.rule, state), RATED=rates is not None, CHOSEN=rows is not None,
     )  # fmt: skip
 
 
@@ -217,7 +219,7 @@ def run_pass(
             pairs.bounds, losses, sink.numbers, sink.step, batch.bad, scale, layer.tiles, layer.num_labels,
             sink.first_row, batch.size, batch.xt.shape[0], sink.layer, sink.seed, S=layer.rows, F=layer.fan_in,
             BLOCK_B=batch.block, BLOCK_F=plan.block_f, LOSS=loss, FULL=batch.full, FLUSH=batch.flush,
-            RULE=sink.rule, SCATTER=plan.scatter,
+            RULE=sink.rule, RATED=sink.rates is not None, SCATTER=plan.scatter,
             PRECISION=plan.precision, **plan.options(),
         )  # fmt: skip
     else:

@@ -102,7 +102,9 @@ class Variant:
 
     def __str__(self) -> str:
         shown = " ".join(
-            f"{k}={v}" for k, v in self.constants.items() if k not in ("PRECISION", "OUT", "FULL", "FLUSH")
+            f"{k}={v}"
+            for k, v in self.constants.items()
+            if k not in ("PRECISION", "OUT", "FULL", "FLUSH") and (k != "RATED" or v)
         )
         return f"{self.target} {self.kernel} {self.w}/{self.state} warps={self.warps} {shown}"
 
@@ -231,6 +233,7 @@ def _planned(
         "FLUSH": target.startswith("sm"),
         "LAYOUT": layout,
         "PRECISION": plan.precision,
+        "RATED": False,
         **constants,
     }
     wanted = {name: value for name, value in known.items() if name in _KERNELS[kernel].arg_names}
@@ -272,6 +275,8 @@ def variants(*, full: bool) -> list[Variant]:
         for target in TARGETS:
             if target != "sm_90":
                 found += _step_variants(target, group_size, fan_in)
+    for target in TARGETS:
+        found += [v for v in _step_variants(target, 64, 128, RATED=True) if "RATED" in v.constants]
     found += _others("sm_90")
     found.append(_topk("sm_90", 32, 64, k=plans.MAX_K))
     group_size, fan_in = 64, 128
@@ -313,7 +318,7 @@ def _others(target: str) -> Iterator[Variant]:
     yield Variant(kernel="prepare_kernel", target=target, warps=4, constants={"BLOCK": 32})
     yield Variant(kernel="numbers_kernel", target=target, warps=1, constants={"RULE": "adamw"})
     for rule in ("sgd", "adamw"):
-        constants = {"ROWS": 16, "COLUMNS": 128, "RULE": rule, "CHOSEN": False}
+        constants = {"ROWS": 16, "COLUMNS": 128, "RULE": rule, "RATED": False, "CHOSEN": False}
         yield Variant(kernel="update_rows_kernel", target=target, warps=4, constants=constants)
     yield Variant(kernel="link_scores_kernel", target=target, warps=4, constants={"S": 64, "BLOCK_F": 64})
     yield _planned("gradient_scores_kernel", target, 64, 128, BLOCK_H=64)

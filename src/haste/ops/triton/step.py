@@ -67,6 +67,7 @@ def step(
     seed: int,
     layer: int,
     first_row: int,
+    rates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     target, device = make_layer(weight, bias, indices, num_labels), features.device
     count = on_device(step, device).to(torch.int64)
@@ -80,6 +81,7 @@ def step(
         seed=seed,
         layer=layer,
         first_row=first_row,
+        rates=rates,
     )
     factor = torch.full((), scale, device=device)
     torch.autograd.graph.increment_version([weight, bias, *weight_state, *bias_state])  # autograd sees no launch

@@ -19,6 +19,7 @@ def update(
     seed: int,
     layer: int,
     first_row: int,
+    rates: Tensor | None = None,
 ) -> None:
     if weight.dtype == torch.float64:
         raise TypeError(f"weight ({weight.dtype}) must be float32 or bfloat16; float64 needs HASTE_KERNELS=torch")
@@ -33,4 +34,4 @@ def update(
     good = torch.zeros((), dtype=torch.int32, device=device)
     flat_grad = grad.reshape(-1, columns).contiguous()
     torch.autograd.graph.increment_version([weight, *state])  # autograd sees no launch
-    update_rows(weight.view(-1, columns), flat_grad, rows, flat_state, sink, numbers[0], good, first_row)
+    update_rows(weight.view(-1, columns), flat_grad, rows, flat_state, sink, numbers[0], good, first_row, rates)

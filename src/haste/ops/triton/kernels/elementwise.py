@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from haste.ops.triton.kernels.tiles import int64, update_tile
+from haste.ops.triton.kernels.tiles import int64, load_rates, update_tile
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -91,6 +91,7 @@ def update_rows_kernel(
     rows_ptr,
     first_ptr,
     second_ptr,
+    rates_ptr,
     numbers_ptr,
     step_ptr,
     bad_ptr,
@@ -103,9 +104,13 @@ def update_rows_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RULE: tl.constexpr,
+    RATED: tl.constexpr,
     CHOSEN: tl.constexpr,
 ):
-    """The rule on a matrix (rows, columns) with its gradient; CHOSEN: row r of the gradient is row rows[r]."""
+    """The rule on a matrix (rows, columns) with its gradient; CHOSEN: row r of the gradient is row rows[r].
+
+    rates (rows,) float32 where RATED.
+    """
     if tl.load(bad_ptr) == 0:
         step = tl.load(step_ptr)
         blocks = tl.cdiv(columns, COLUMNS)
@@ -120,9 +125,10 @@ def update_rows_kernel(
             target = tl.load(rows_ptr + local, mask=local < num_rows, other=0)
         offsets = target[:, None] * columns + column[None, :]
         weight = tl.load(weight_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        rates = load_rates(rates_ptr, target, local < num_rows, RATED)
         update_tile(
-            weight_ptr, first_ptr, second_ptr, offsets, mask, weight, grad, numbers_ptr, first_row + start, ROWS,
-            first_column, COLUMNS, per_row, layer, step, seed, RULE,
+            weight_ptr, first_ptr, second_ptr, offsets, mask, weight, grad, rates, numbers_ptr, first_row + start, ROWS,
+            first_column, COLUMNS, per_row, layer, step, seed, RULE, RATED,
         )  # fmt: skip
 
 

@@ -15,7 +15,15 @@ that read every input; ``rows``, S rows with inputs of their own (sweep 1 only).
 import triton
 import triton.language as tl
 
-from haste.ops.triton.kernels.tiles import NOTHING, int64, loss_and_slope, mark_positives, update_bias, update_tile
+from haste.ops.triton.kernels.tiles import (
+    NOTHING,
+    int64,
+    load_rates,
+    loss_and_slope,
+    mark_positives,
+    update_bias,
+    update_tile,
+)
 
 
 @triton.jit
@@ -113,6 +121,7 @@ def step_kernel(
     bias_ptr,
     bias_first_ptr,
     bias_second_ptr,
+    rates_ptr,
     indices_ptr,
     sorted_rows_ptr,
     sorted_points_ptr,
@@ -137,14 +146,15 @@ def step_kernel(
     FULL: tl.constexpr,
     FLUSH: tl.constexpr,
     RULE: tl.constexpr,
+    RATED: tl.constexpr,
     SCATTER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Train groups on a batch of at most BLOCK_B points: both sweeps, g in registers. Gathered layout.
 
     Pointers: xt (H, BLOCK_B), its float32 gradient (zero before; per program for partials), weight (G, S, F) with
-    state, bias (G, S) with state, indices (G, F), positives sorted by row with bounds (G + 1,), losses (G,), numbers
-    (2, 8), step () int64, bad () (non-zero: do nothing), scale () of loss gradients.
+    state, bias (G, S) with state, rates (G, S) where RATED, indices (G, F), positives sorted by row with bounds
+    (G + 1,), losses (G,), numbers (2, 8), step () int64, bad () (non-zero: do nothing), scale () of loss gradients.
     """
     if tl.load(bad_ptr) == 0:
         step = tl.load(step_ptr)
@@ -183,10 +193,11 @@ def step_kernel(
                 grad_x = tl.dot(tl.trans(w).to(x.dtype), tl.trans(g), input_precision=PRECISION)
                 add_grad_x(grad_xt_ptr, inputs, points, f, BLOCK_B, in_features, grad_x, F, BLOCK_F, SCATTER)
                 grad_w = tl.dot(x, g, input_precision=PRECISION)
+                rates = load_rates(rates_ptr, own, own >= 0, RATED)
                 update_tile(
                     weight_ptr + k * (S * F), first_ptr + k * (S * F), second_ptr + k * (S * F), offsets, mask,
-                    w.to(tl.float32), tl.trans(grad_w), numbers_ptr, first_row + k * S, S, f0, BLOCK_F, (F + 7) // 8,
-                    layer, step, seed, RULE,
+                    w.to(tl.float32), tl.trans(grad_w), rates, numbers_ptr, first_row + k * S, S, f0, BLOCK_F,
+                    (F + 7) // 8, layer, step, seed, RULE, RATED,
                 )  # fmt: skip
             if SCATTER == "partials":
                 tl.debug_barrier()  # the next group may add to the same elements from other threads
@@ -277,6 +288,7 @@ def update_kernel(
     bias_ptr,
     bias_first_ptr,
     bias_second_ptr,
+    rates_ptr,
     indices_ptr,
     slopes_ptr,
     grad_bias_ptr,
@@ -299,6 +311,7 @@ def update_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_F: tl.constexpr,
     RULE: tl.constexpr,
+    RATED: tl.constexpr,
     SCATTER: tl.constexpr,
     LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -344,10 +357,12 @@ def update_kernel(
                         grad_x = tl.dot(tl.trans(w).to(g.dtype), tl.trans(g), input_precision=PRECISION)
                         add_grad_x(grad_xt_ptr, inputs, points, f, leading, in_features, grad_x, F, BLOCK_F, SCATTER)
                 if WEIGHTS:
+                    held = own >= 0 if LAYOUT == "gathered" else own < num_rows
+                    rates = load_rates(rates_ptr, own, held, RATED)
                     update_tile(
                         weight_ptr + k * (S * F), first_ptr + k * (S * F), second_ptr + k * (S * F), offsets, mask,
-                        w.to(tl.float32), tl.trans(grad_w), numbers_ptr, first_row + k * S, S, f0, BLOCK_F,
-                        (F + 7) // 8, layer, step, seed, RULE,
+                        w.to(tl.float32), tl.trans(grad_w), rates, numbers_ptr, first_row + k * S, S, f0, BLOCK_F,
+                        (F + 7) // 8, layer, step, seed, RULE, RATED,
                     )  # fmt: skip
             if SCATTER == "partials":
                 tl.debug_barrier()  # the next tile may add to the same elements from other threads

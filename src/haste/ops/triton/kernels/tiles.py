@@ -172,27 +172,46 @@ def loss_and_slope(marked, scale, LOSS: tl.constexpr, FLUSH: tl.constexpr):
 
 
 @triton.jit
-def apply_rule(weight, grad, first, second, numbers_ptr, RULE: tl.constexpr):
+def load_rates(rates_ptr, rows, mask, RATED: tl.constexpr):
+    """Return the rates of rows where mask; where there are none (not RATED), ones that no instruction makes."""
+    if RATED:
+        rates = tl.load(rates_ptr + rows, mask=mask, other=0.0)
+    else:
+        rates = tl.full(rows.shape, 1.0, tl.float32)
+    return rates
+
+
+@triton.jit
+def apply_rule(weight, grad, first, second, rates, numbers_ptr, RULE: tl.constexpr, RATED: tl.constexpr):
     """Return (weight, first, second) after one update of float32 tiles; the numbers are those of `numbers_kernel`.
 
     sgd       w -= lr (g + decay w)
     momentum  m = momentum m + (g + decay w);  w -= lr m
     adamw     w *= 1 - lr decay;  m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2
               w -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+
+    RATED: lr is lr * rates (rows of the tile) throughout.
     """
     lr = tl.load(numbers_ptr)
     decay = tl.load(numbers_ptr + 1)
     if RULE == "adamw":
+        if RATED:
+            decay = 1.0 - (1.0 - decay) * rates[:, None]
         weight = weight * decay
         first = first + tl.load(numbers_ptr + 2) * (grad - first)
         second = second * tl.load(numbers_ptr + 3) + tl.load(numbers_ptr + 4) * grad * grad
         root = tl.sqrt(second) * tl.load(numbers_ptr + 5) + tl.load(numbers_ptr + 6)
-        weight = weight - tl.load(numbers_ptr + 7) * first / root
+        lr = tl.load(numbers_ptr + 7)
+        if RATED:
+            lr = lr * rates[:, None]
+        weight = weight - lr * first / root
     else:
         grad = grad + decay * weight
         if RULE == "momentum":
             first = tl.load(numbers_ptr + 2) * first + grad
             grad = first
+        if RATED:
+            grad = grad * rates[:, None]
         weight = weight - lr * grad
     return weight, first, second
 
@@ -228,6 +247,7 @@ def update_tile(
     mask,
     weight,
     grad,
+    rates,
     numbers_ptr,
     first_row,
     ROWS: tl.constexpr,
@@ -238,11 +258,12 @@ def update_tile(
     step,
     seed,
     RULE: tl.constexpr,
+    RATED: tl.constexpr,
 ):
     """Update a tile (ROWS, COLUMNS) of weights and state in place.
 
-    weight and grad are float32 tiles; offsets lead from the three pointers to the elements. RULE ``grad`` writes the
-    gradient to first_ptr instead.
+    weight and grad are float32 tiles, rates (ROWS,) of `load_rates`; offsets lead from the three pointers to the
+    elements. RULE ``grad`` writes the gradient to first_ptr instead.
     """
     if RULE == "grad":
         tl.store(first_ptr + offsets, grad.to(first_ptr.dtype.element_ty), mask=mask)
@@ -253,7 +274,7 @@ def update_tile(
             first = tl.load(first_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if RULE == "adamw":
             second = tl.load(second_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        weight, first, second = apply_rule(weight, grad, first, second, numbers_ptr, RULE)
+        weight, first, second = apply_rule(weight, grad, first, second, rates, numbers_ptr, RULE, RATED)
         stream = 4 * int64(layer)
         store_tile(
             weight_ptr + offsets, weight, mask, first_row, ROWS, first_column, COLUMNS, per_row, stream, step, seed
@@ -314,7 +335,10 @@ def update_bias(
     seed,
     RULE: tl.constexpr,
 ):
-    """Update the biases of these rows (int64, local) in place; a bias (G, S) has one row of bits for every group."""
+    """Update the biases of these rows (int64, local) in place; a bias (G, S) has one row of bits for every group.
+
+    Its rows have no rates (see `haste.ops._step`).
+    """
     if RULE == "grad":
         tl.store(first_ptr + rows, grad.to(first_ptr.dtype.element_ty), mask=mask)
     else:
@@ -325,7 +349,7 @@ def update_bias(
             first = tl.load(first_ptr + rows, mask=mask, other=0.0).to(tl.float32)
         if RULE == "adamw":
             second = tl.load(second_ptr + rows, mask=mask, other=0.0).to(tl.float32)
-        bias, first, second = apply_rule(bias, grad, first, second, numbers_ptr, RULE)
+        bias, first, second = apply_rule(bias, grad, first, second, bias, numbers_ptr, RULE, False)
         tl.store(bias_ptr + rows, bias, mask=mask)
         group = (first_row + rows) // group_size
         column = rows % group_size
