@@ -124,8 +124,12 @@ def take_step(
     bias_lr: float = 0.03,
     decay: bool = True,
     first_row: int = 0,
+    rated: bool = False,
 ) -> list[Tensor]:
-    """Take a step on copies; return loss, grad_features, weight, bias, then the states of both, on the CPU."""
+    """Take a step on copies; return loss, grad_features, weight, bias, then the states of both, on the CPU.
+
+    rated: with rates of the rows, powers of two.
+    """
     name, count, hyper, bias_hyper = RULES[rule]
     if not decay:
         hyper = [*hyper[:-1], 0.0]
@@ -138,9 +142,10 @@ def take_step(
         states.append([torch.where(tensor.cpu() == 0, 0.0, d).to(device, wide) for d in drawn])
     numbers = [torch.tensor(value, dtype=torch.float64, device=device) for value in (lr, bias_lr)]
     step = torch.tensor(4, device=device)
+    rates = 2.0 ** (torch.arange(bias.numel(), device=device) % 5 - 1) if rated else None
     value, grad = implementation(
         x.features, weight, bias, *states, x.indices, *x.positives, *numbers, step, x.num_labels, loss, scale, name,
-        hyper, bias_hyper, 9, 2, first_row,
+        hyper, bias_hyper, 9, 2, first_row, rates,
     )  # fmt: skip
     return [t.cpu() for t in (value, grad, weight, bias, *states[0], *states[1])]
 

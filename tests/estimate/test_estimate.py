@@ -37,7 +37,9 @@ def nbytes(*modules: nn.Module) -> int:
     return sum(x.nbytes for module in modules for x in (*module.parameters(), *module.buffers()))
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": "float32", "group_size": 1}, {"private_features": "slice"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"dtype": "float32", "group_size": 1}, {"private_features": "slice"}, {"rates": True}]
+)
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "adamw"])
 def test_what_is_held_is_what_the_layers_hold(changes: dict[str, object], rule: str) -> None:
     workload = replace(SMALL, rule=rule, **changes)
@@ -54,6 +56,8 @@ def test_what_is_held_is_what_the_layers_hold(changes: dict[str, object], rule: 
     update = optim.AdamW(parameters, lr=0.1) if rule == "adamw" else optim.SGD(parameters, lr=0.1)
     if rule == "momentum":
         update = optim.SGD(parameters, lr=0.1, momentum=0.9)
+    if workload.rates:
+        output.set_rates(update, torch.ones(1003))
     positives = (torch.arange(0, 9, 2), torch.arange(8))
     output.step(torch.randn(4, 64, requires_grad=True), positives, update).backward()
     states = sum(x.nbytes for state in update.state.values() for x in state.values() if x.dim())
@@ -69,7 +73,7 @@ def test_what_is_held_of_a_run_is_what_its_model_holds() -> None:
             "encoder": {"features": 32, "hidden": 24, "dtype": "bfloat16"},
             "output": {"fan_in": 8, "group_size": 4, "intermediate": 48, "private_features": "projection"},
             "auxiliary": {"clusters": 10},
-            "optim": {"encoder": {"name": "kahan_adamw"}},
+            "optim": {"encoder": {"name": "kahan_adamw"}, "output": {"rarity": 0.5}},
         }
     )
     workload = workload_of(config, num_labels=200, num_inputs=500)
@@ -79,6 +83,7 @@ def test_what_is_held_of_a_run_is_what_its_model_holds() -> None:
     assert held["encoder weights"] == sum(x.nbytes for x in parameters)
     assert held["encoder optimizer"] == 10 * sum(x.numel() for x in parameters)
     assert held["auxiliary"] == nbytes(Auxiliary(32, 200, 10))
+    assert held["output optimizer"] == sum(layer.bias.nbytes for layer in model.output.layers())  # rates
     layers = sum(nbytes(layer) for layer in model.output.layers()) + 16 * 200
     parts = ("output weights", "output biases", "output indices", "label order")
     assert sum(held[name] for name in parts) == layers

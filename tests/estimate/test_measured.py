@@ -20,7 +20,7 @@ CASES = {
         batch_size=256,
         encoder=Bag(num_inputs=100_000, widths=(1024,), terms=8.0),
     ),
-    "adamw, gradient": replace(HASTE, rule="adamw", regrow="gradient"),
+    "adamw, gradient": replace(HASTE, rule="adamw", rates=True, regrow="gradient"),
     "loss": replace(HASTE, fused=False, dtype="float32"),
     "dense": replace(HASTE, num_labels=131_073).of_system("dense"),
     "bottleneck": replace(HASTE, num_labels=800_000).of_system("bottleneck"),

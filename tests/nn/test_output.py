@@ -270,3 +270,30 @@ def test_layers_are_fan_in_linears() -> None:
     assert [type(layer) for layer in output.layers()] == [FanInLinear, FanInLinear]
     assert output.head.indices is None
     assert output.tail.fan_in == 11
+
+
+def _by_label(output: HeadTail) -> tuple[Tensor, Tensor]:
+    """Return copies of weights (L, 36), zero where there is no link, and biases (L,)."""
+    weights = torch.cat([dense_weight(layer) for layer in output.layers()])
+    biases = torch.cat([layer.bias.detach().flatten()[: layer.num_labels] for layer in output.layers()])
+    return weights[output.row_of_label], biases[output.row_of_label]
+
+
+@pytest.mark.parametrize("num_head_labels", HEADS)
+def test_rates_are_given_by_label(num_head_labels: int) -> None:
+    rates, results = torch.linspace(0.0, 5.0, 101), []
+    features, positives = _batch()
+    start = _by_label(_output(num_head_labels))
+    for rated in (False, True):
+        output = _output(num_head_labels)
+        update = optim.SGD(output.layer_parameters(), lr=0.1)
+        if rated:
+            output.set_rates(update, rates)
+        output.step(features, positives, update)
+        results.append(_by_label(output))
+    (plain, plain_bias), (found, found_bias) = results
+    torch.testing.assert_close(found, start[0] + rates[:, None] * (plain - start[0]), rtol=1e-4, atol=2e-6)
+    assert torch.equal(found_bias, plain_bias)
+    assert not torch.equal(plain_bias, start[1])
+    with pytest.raises(ValueError, match=r"rates \(100,\) must hold num_labels = 101 values"):
+        output.set_rates(update, rates[:100])

@@ -30,6 +30,11 @@ def _state(layer: nn.Module, update: RuleOptimizer) -> Iterator[Tensor]:
         yield from (update.state[parameter][name] for name in sorted(update.state[parameter]))
 
 
+def _give_rates(layer: FanInLinear, update: RuleOptimizer) -> None:
+    rates = 4 * torch.rand(layer.bias.shape, generator=torch.Generator().manual_seed(1))
+    update.set_rates(layer.weight, rates)
+
+
 def _train_both(
     pair: list[tuple[Any, RuleOptimizer]], batches: list[tuple[Tensor, tuple[Tensor, Tensor]]], reduction: str = "sum"
 ) -> list[tuple[Tensor, Tensor]]:
@@ -57,6 +62,28 @@ def test_float32(name: str, update: str, loss: str, reduction: str) -> None:
     batches = [batch_of(name, seed) for seed in range(4)]
     for fused, plain in _train_both(_pair(name, update, loss=loss), batches, reduction):
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rates_of_labels(name: str, update: str) -> None:
+    pair = _pair(name, update)
+    for layer, optimizer in pair:
+        _give_rates(layer, optimizer)
+    trained = _train_both(pair, [batch_of(name, seed) for seed in range(4)])
+    for fused, plain in trained:
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+    others = _pair(name, update)
+    assert not torch.equal(_train_both(others, [batch_of(name, seed) for seed in range(4)])[0][0], trained[0][0])
+
+
+def test_rates_stay_with_their_rows_in_a_rewiring() -> None:
+    layer, optimizer = _pair("gathered", "momentum")[0]
+    _give_rates(layer, optimizer)
+    before = optimizer.state[layer.weight]["rates"].clone()
+    layer.step(*batch_of("gathered"), optimizer)
+    layer.rewire(0.5, optimizer, step=1)
+    assert torch.equal(optimizer.state[layer.weight]["rates"], before)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

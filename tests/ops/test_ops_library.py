@@ -19,6 +19,7 @@ def _calls(name: str) -> dict[str, tuple[Any, ...]]:
     layer, sizes = (*x.layer, *x.positives), (x.num_labels, "bce")
     weight_state, bias_state = ([torch.zeros_like(t), torch.ones_like(t)] for t in (x.weight, x.bias))
     lr, step, hyper = torch.tensor(0.1), torch.tensor(1), [0.9, 0.99, 1e-8, 0.1]
+    rates, rest = torch.full_like(x.bias, 2.0), (0, 0, 0)
     calls: dict[str, tuple[Any, ...]] = {
         "fan_in": (*x.layer, x.num_labels),
         "fan_in_backward": (torch.ones(len(x.features), x.num_labels), *x.layer),
@@ -26,9 +27,9 @@ def _calls(name: str) -> dict[str, tuple[Any, ...]]:
         "loss_backward": (torch.tensor(0.5), *layer, *sizes),
         "step": (
             *(x.features, x.weight, x.bias, weight_state, bias_state, x.indices, *x.positives),
-            *(lr, lr, step, *sizes, 1.0, "adamw", hyper, hyper, 0, 0, 0),
+            *(lr, lr, step, *sizes, 1.0, "adamw", hyper, hyper, *rest, rates),
         ),
-        "update": (x.weight, torch.ones_like(x.weight), None, weight_state, lr, step, "adamw", hyper, 0, 0, 0),
+        "update": (x.weight, torch.ones_like(x.weight), None, weight_state, lr, step, "adamw", hyper, *rest, rates),
         "topk": (*x.layer, torch.arange(x.num_labels), x.num_labels, 5, *x.positives),
         "link_scores": (x.weight, x.num_labels),
     }

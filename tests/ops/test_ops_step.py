@@ -47,8 +47,9 @@ def _reference_step(
     numbers = (torch.tensor(0.02), torch.tensor(0.03), torch.tensor(4), x.num_labels, loss, more.get("scale", 1.0))
     hyper = (settings["rule"], settings["hyper"], settings["bias_hyper"])
     value, grad = reference.step(
-        x.features, weight, bias, *states, x.indices, *x.positives, *numbers, *hyper, 9, 2, more.get("first_row", 0)
-    )
+        x.features, weight, bias, *states, x.indices, *x.positives, *numbers, *hyper, 9, 2, more.get("first_row", 0),
+        more.get("rates"),
+    )  # fmt: skip
     return [value, grad, weight, bias, *states[0], *states[1]]
 
 
@@ -85,6 +86,35 @@ def test_bfloat16_rounds_with_the_references_bits(name: str, rule: str) -> None:
             torch.testing.assert_close(result.float(), truth.float(), rtol=2**-6, atol=1e-3)
         else:
             torch.testing.assert_close(result, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["gathered", "csr", "dense", "one-label"])
+def test_rates_are_the_references(name: str, rule: str) -> None:
+    x = operands(name)
+    rates = torch.rand(x.bias.shape, generator=torch.Generator().manual_seed(1)) * 5
+    found = _step(x, rule, rates=rates)
+    expected = _reference_step(x.to(torch.float64), rule, rates=rates)
+    for result, truth in zip(found, expected, strict=True):
+        assert ((result.double() - truth).abs() <= 5e-6 * truth.abs().max().clamp(min=1)).all()
+    for found, truth in zip(_step(x.to(torch.float64), rule, rates=rates), expected, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_rate_is_a_learning_rate_of_the_row(name: str, rule: str, dtype: torch.dtype) -> None:
+    x = operands(name, weight_dtype=dtype)
+    fast = torch.zeros_like(x.bias, dtype=torch.bool)
+    fast.view(-1)[3::5] = True
+    plain = _step(x, rule)
+    faster = _step(x, rule, lr=torch.tensor(0.08))
+    found = _step(x, rule, rates=torch.where(fast, 4.0, 1.0))  # a power of two: no rounding tells the two apart
+    assert not torch.equal(plain[2][fast], faster[2][fast])
+    assert torch.equal(found[2], torch.where(fast[..., None], faster[2], plain[2]))
+    for position in (0, 1, *range(3, len(found))):  # neither the bias nor the moments follow the rates
+        assert torch.equal(found[position], plain[position])
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -152,6 +182,7 @@ def test_features_that_are_not_finite_change_nothing(bad: float) -> None:
         ({"hyper": [0.9, 0.0]}, r"state \(0 tensors\) must hold 1 tensors for sgd"),
         ({"bias_hyper": [0.9, 0.0]}, r"state \(0 tensors\) must hold 1 tensors for sgd"),
         ({"loss": "hinge"}, r"loss \(hinge\) must be one of"),
+        ({"rates": torch.ones(100)}, r"rates \(100,\) must be contiguous, one for each of the 104 rows of weight"),
     ],
 )
 def test_settings_that_do_not_fit(change: dict, message: str) -> None:

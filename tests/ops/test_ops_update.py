@@ -101,6 +101,31 @@ def test_only_the_named_rows_are_touched(name: str, elements: int, monkeypatch: 
         torch.testing.assert_close(found[rows], full[rows])
 
 
+@pytest.mark.parametrize("elements", [22, 1 << 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", RULES)
+def test_a_rate_is_a_learning_rate_of_the_row(
+    name: str, dtype: torch.dtype, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ops.update.__globals__, "_TILE", elements)
+    rates = torch.ones(13)
+    rates[[2, 9]] = 4.0  # a power of two: no rounding tells the two apart
+    results = []
+    for settings in ({}, {"lr": torch.tensor(0.2, dtype=torch.float64)}, {"rates": rates}):
+        weight, grad, state = _arguments(name, (13, 11), dtype)
+        ops.update(weight, grad, state, seed=3, **{**_settings(name), **settings})
+        results.append([weight, *state])
+    plain, faster, found = results
+    assert torch.equal(found[0], torch.where(rates[:, None] == 4, faster[0], plain[0]))
+    assert not torch.equal(found[0], plain[0])
+    assert all(torch.equal(a, b) for a, b in zip(found[1:], plain[1:], strict=True))
+    if dtype == torch.float32:
+        rows = torch.tensor([9, 0, 4])
+        weight, grad, state = _arguments(name, (13, 11), dtype)
+        ops.update(weight, grad[rows], state, rows=rows, rates=rates, **_settings(name))
+        torch.testing.assert_close(weight[rows], found[0][rows])
+
+
 def test_state_may_be_narrower_than_the_weight() -> None:
     results = []
     for dtype in (torch.float64, torch.float32):
@@ -123,6 +148,9 @@ def test_state_may_be_narrower_than_the_weight() -> None:
         ({"state": [torch.zeros(4, 3)]}, ValueError, r"state \(1 tensors\) must hold 0 tensors for sgd"),
         ({"weight": torch.zeros(3, 4).t()}, ValueError, r"must be contiguous and of one shape; call .contiguous"),
         ({"hyper": [0.9, 0.0], "state": [torch.zeros(4)]}, ValueError, r"must be contiguous and of one shape"),
+        ({"rates": torch.ones(3)}, ValueError, r"rates \(3,\) must be contiguous, one for each of the 4 rows"),
+        ({"rates": torch.ones(8)[::2]}, ValueError, r"rates \(4,\) must be contiguous"),
+        ({"rates": torch.ones(4).double()}, TypeError, r"rates \(torch.float64\) must be torch.float32; convert"),
         (
             {"weight": torch.zeros(4, 3, dtype=torch.bfloat16), "rows": torch.tensor([1])},
             TypeError,

@@ -272,6 +272,74 @@ def test_other_sparse_gradients(parameter: Tensor, grad: Tensor) -> None:
         optim.SGD([held], lr=0.1).step()
 
 
+# Rates of rows
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["state_dict", "deepcopy", "pickle"])
+def test_rates_are_saved_and_loaded(how: str, weight_dtype: torch.dtype) -> None:
+    rates = torch.rand(5, 8, generator=torch.Generator().manual_seed(1)) * 9
+    whole = _parameters(weight_dtype)
+    optimizer = optim.SGD(whole, **SGD, seed=5)
+    optimizer.set_rates(whole[0], rates)
+    given = rates.clone()
+    rates.zero_()  # they are copied
+    _train(optimizer, range(2))
+    if how == "state_dict":
+        second = [nn.Parameter(p.detach().clone()) for p in whole]
+        resumed = optim.SGD(second, **SGD, seed=5)
+        resumed.load_state_dict(_saved(optimizer.state_dict()))
+    elif how == "deepcopy":
+        second, resumed = copy.deepcopy((whole, optimizer))
+    else:
+        second, resumed = pickle.loads(pickle.dumps((whole, optimizer)))
+    assert torch.equal(resumed.state[second[0]]["rates"], given)  # float32, whatever the weight
+    for one in (optimizer, resumed):
+        _train(one, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(second, whole, strict=True))
+
+
+def test_a_rate_scales_what_its_row_moves_by() -> None:
+    plain, rated = _parameters(), _parameters()
+    rates = torch.tensor([1.0, 0.0, 20.0, 0.5, 2.0, 3.0, 1.0])
+    optimizers = optim.SGD(plain, lr=0.03), optim.SGD(rated, lr=0.03)
+    optimizers[1].set_rates(rated[1], rates)
+    before = plain[1].detach().clone()
+    for one in optimizers:
+        _train(one, range(1))
+    expected = before + (plain[1] - before) * rates[:, None]
+    torch.testing.assert_close(rated[1].detach(), expected.detach())
+    assert all(torch.equal(rated[i], plain[i]) for i in (0, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        (torch.ones(6), r"rates \(6,\) must be \(7,\), one for each of 7 rows"),
+        (torch.ones(7, 3), r"rates \(7, 3\) must be \(7,\)"),
+        (torch.full((7,), -1.0), r"rates \(-1.0\) must be finite and not negative"),
+        (torch.full((7,), torch.inf), r"rates \(inf\) must be finite"),
+        (torch.full((7,), torch.nan), r"rates \(nan\) must be finite"),
+    ],
+)
+def test_rates_that_do_not_fit(rates: Tensor, message: str) -> None:
+    parameters = _parameters()
+    with pytest.raises(ValueError, match=message):
+        optim.AdamW(parameters, lr=0.1).set_rates(parameters[1], rates)
+
+
+def test_rates_of_what_takes_none() -> None:
+    layer, parameters = linear(), _parameters()
+    update = optim.SGD([*layer.parameters(), *parameters], lr=0.1)
+    for bias, rates in ((layer.bias, torch.ones(13)), (parameters[2], torch.ones(()))):
+        with pytest.raises(ValueError, match="rates must be for a weight"):
+            update.set_rates(bias, rates)
+    with pytest.raises(ValueError, match="update must hold the parameters"):
+        optim.SGD(parameters, lr=0.1).set_rates(layer.weight, torch.ones(13, 8))
+    with pytest.raises(TypeError, match="KahanAdamW takes none"):
+        optim.KahanAdamW(parameters, lr=0.1).set_rates(parameters[1], torch.ones(7))
+
+
 # The layer's roles
 
 

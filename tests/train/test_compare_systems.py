@@ -14,7 +14,11 @@ SPARSE = [name for name, system in SYSTEMS.items() if system.sparse]
 
 def base(**output: Any) -> Config:
     rewire = {"regrow": "random" if output.get("duplicates") else "gradient"}
-    return Config.from_dict({"data": {"path": "x"}, "encoder": {"features": 768}, "output": output, "rewire": rewire})
+    optim = {"output": {"rarity": 0.5}}
+    encoder = {"features": 768}
+    return Config.from_dict(
+        {"data": {"path": "x"}, "encoder": encoder, "output": output, "rewire": rewire, "optim": optim}
+    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -35,6 +39,7 @@ def test_every_system_can_be_made_of_any_settings(name: str, output: dict[str, A
     for section in ("data", "run"):
         assert getattr(made, section) == getattr(config, section)
     assert made.encoder.features == config.encoder.features
+    assert made.optim.output.rarity == 0.5
     tail = layer.tail
     assert tail is not None
     if SYSTEMS[name].sparse:

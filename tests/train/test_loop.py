@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unfused": {"optim": {"output": {"fused": False}}},
     "momentum": {"optim": {"output": {"momentum": 0.9, "weight_decay": 1e-3}}},
     "adamw": {"optim": {"output": {"name": "adamw", "lr": 1e-3}}},
+    "rarity": {"optim": {"output": {"rarity": 1.0}}},
+    "rarity, ordinary": {"optim": {"output": {"rarity": 0.5, "momentum": 0.9, "fused": False}}},
     "bfloat16": {"output": {"dtype": "bfloat16"}},
     "slice": {"output": {"private_features": "slice", "fan_in": 8}},
     "projection": {"output": {"private_features": "projection"}},
@@ -111,6 +113,21 @@ def test_group_tensors_are_those_of_the_layers(tiny_config: Callable[..., Config
             for name in ("weight", "bias")
         ]
     )
+
+
+def test_rare_labels_have_higher_rates(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(optim={"output": {"rarity": 1.0}})
+    counts = np.array(load_dataset(config.data, seed=0, log=lambda text: None).labels.counts)
+    loop = make_loop(config)
+    output, update = loop.model.output, loop.optimizers["output"]
+    rates = [update.state[layer.weight]["rates"].flatten()[: layer.num_labels] for layer in output.layers()]
+    n = counts[output.label_order]
+    assert torch.cat(rates).numpy() == pytest.approx(np.clip(np.percentile(counts, 90) / n, 1, 20))
+    assert torch.cat(rates).max() > 1
+    assert {name for name in loop.grouped() if name.endswith("rates")} == {
+        f"output_optimizer.output.{part}.weight.rates" for part in ("head", "tail")
+    }
+    assert not any(name.endswith("rates") for name in make_loop(tiny_config()).tensors())
 
 
 def test_the_auxiliary_classifier_is_freed_at_its_end(tiny_config: Callable[..., Config]) -> None:

@@ -9,8 +9,8 @@ from haste.data.dataset import load_dataset
 from haste.train.loop import Loop
 
 
-def test_labels_keep_their_biases_and_the_head(tiny_config: Callable[..., Config]) -> None:
-    config = tiny_config(output={"regroup": 0.5})
+def test_labels_keep_their_biases_and_rates_and_the_head(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(output={"regroup": 0.5}, optim={"output": {"rarity": 1.0}})
     dataset = load_dataset(config.data, seed=0, log=lambda line: None)
     loop = Loop(config, dataset, torch.device("cpu"))
     loop.initialize(dataset)
@@ -18,13 +18,16 @@ def test_labels_keep_their_biases_and_the_head(tiny_config: Callable[..., Config
         loop.step(step)
     output = loop.model.output
 
-    def biases() -> torch.Tensor:
-        by_row = torch.cat([layer.bias.flatten()[: layer.num_labels] for layer in output.layers()])
-        return by_row[output.row_of_label].detach()
+    def of_labels() -> torch.Tensor:
+        rates = [loop.optimizers["output"].state[layer.weight]["rates"] for layer in output.layers()]
+        numbers = [torch.stack((layer.bias, rate)) for layer, rate in zip(output.layers(), rates, strict=True)]
+        by_row = [pair.flatten(1)[:, : layer.num_labels] for layer, pair in zip(output.layers(), numbers, strict=True)]
+        return torch.cat(by_row, dim=1)[:, output.row_of_label].detach()
 
-    before, order = biases(), output.label_order.clone()
+    before, order = of_labels(), output.label_order.clone()
     loop.regroup()
-    assert torch.equal(biases(), before)
+    assert torch.equal(of_labels(), before)
+    assert len(before[1, order[output.num_head_labels :]].unique()) > 1
     assert torch.equal(output.label_order[: output.num_head_labels], order[: output.num_head_labels])
     assert not torch.equal(output.label_order, order)
 

@@ -310,6 +310,8 @@ class OptimOutput(Checked):
     lr: learning rate after warm-up; the loss is summed over the batch
     momentum: of sgd (0 = none, and no memory for it)
     weight_decay: of weights, never of biases
+    rarity: the rarer a label, the higher the lr of its weights: times (n_ref / n)^rarity, 1 to 20, n its documents of \
+train, n_ref the 90th percentile of all labels' (0 = one lr for all)
     fused: update weights inside the pass that computes the loss (least memory)
     """
 
@@ -318,6 +320,7 @@ class OptimOutput(Checked):
     lr: float = 0.05
     momentum: float = 0.0
     weight_decay: float = 0.0
+    rarity: float = 0.0
     fused: bool = True
 
     def _check(self) -> None:
@@ -325,6 +328,7 @@ class OptimOutput(Checked):
         require(0 <= self.momentum < 1, "optim.output.momentum", self.momentum, "be in [0, 1)")
         allowed = self.name == "sgd" or self.momentum == 0
         require(allowed, "optim.output.momentum", self.momentum, "be 0 with optim.output.name adamw")
+        require(0 <= self.rarity <= 1, "optim.output.rarity", self.rarity, "be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ _GPU_COPIES = 8  # partial sums of a dense layer's gradient of the features
 class Layer:
     """One fixed fan-in layer: L labels that each read F of H inputs, S labels sharing theirs.
 
-    dtype: of the weights. states: float32 numbers that the optimizer keeps for each weight.
+    dtype: of the weights. states: float32 numbers that the optimizer keeps for each weight. rates: whether it keeps one
+    for each label.
     """
 
     num_labels: int
@@ -39,6 +40,7 @@ class Layer:
     group_size: int
     dtype: str
     states: int
+    rates: bool = False
 
     @property
     def dense(self) -> bool:
@@ -65,6 +67,10 @@ class Layer:
         """Of the weights alone."""
         return self.rows * self.fan_in * _BYTES[self.dtype]
 
+    @property
+    def _rate_bytes(self) -> int:
+        return 4 * self.rows * self.rates
+
     def held(self) -> dict[str, float]:
         """Bytes from the first step to the last, by part."""
         index_bytes = torch.empty((), dtype=topology.index_dtype(self.inputs)).element_size()
@@ -72,7 +78,7 @@ class Layer:
             "output weights": self.weight_bytes,
             "output biases": 4 * self.rows,
             "output indices": self.links * (index_bytes + 1),  # and whether the link came with the last rewiring
-            "output optimizer": 4 * self.states * self.rows * (self.fan_in + 1),
+            "output optimizer": 4 * self.states * self.rows * (self.fan_in + 1) + self._rate_bytes,
         }
 
     def step_buffers(self, batch: int, device: str) -> float:
@@ -115,7 +121,7 @@ class Layer:
         """Bytes that one fused step must move: weights and state read and written, indices read."""
         held = self.held()
         kept = held["output weights"] + held["output biases"] + held["output optimizer"]
-        return 2 * kept + held["output indices"] * 2 / 3 + 12 * batch * self.inputs
+        return 2 * kept - self._rate_bytes + held["output indices"] * 2 / 3 + 12 * batch * self.inputs
 
 
 def weight_gradient(layer: Layer) -> float:

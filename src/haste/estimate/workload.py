@@ -29,6 +29,7 @@ class Workload:
         clusters: classes of the auxiliary classifier; 0 = none.
         dtype: of the output layer's weights.
         rule: of its optimizer: ``sgd``, ``momentum`` (sgd with it) or ``adamw``; moments are float32.
+        rates: whether every label has a learning rate of its own.
         fused: weights are updated inside the pass; otherwise all their gradients are held.
         regrow: ``random``, ``gradient``, or ``none`` where links never change.
         batch_size: B, documents a step.
@@ -49,6 +50,7 @@ class Workload:
     clusters: int = 0
     dtype: str = "bfloat16"
     rule: str = "sgd"
+    rates: bool = False
     fused: bool = True
     regrow: str = "random"
     batch_size: int = 128
@@ -92,6 +94,7 @@ class Workload:
                 group_size=self.group_size,
                 dtype=self.dtype,
                 states=_STATES[self.rule],
+                rates=self.rates,
             )
             for labels, fan_in in sizes
             if labels

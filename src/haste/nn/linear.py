@@ -179,13 +179,10 @@ class FanInLinear(nn.Module):
         self._check_width(features)
         scale = _scale(reduction, len(features))
         weight, bias = update.arguments(self.weight), update.arguments(self.bias)
+        operands = (features, self.weight, self.bias, self.indices, positives)
         with self._unusable_on_failure():
             value = ops.step(
-                features,
-                self.weight,
-                self.bias,
-                self.indices,
-                positives,
+                *operands,
                 num_labels=self.num_labels,
                 lr=weight.lr,
                 bias_lr=bias.lr,
@@ -195,6 +192,7 @@ class FanInLinear(nn.Module):
                 bias_hyper=bias.hyper,
                 weight_state=weight.state,
                 bias_state=bias.state,
+                rates=weight.rates,
                 loss=self.loss_name,
                 scale=scale,
                 seed=weight.seed,

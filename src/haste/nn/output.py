@@ -148,6 +148,20 @@ class HeadTail(nn.Module):
         if self.tail is not None:
             self.tail.initialize_bias(by_row[self.num_head_labels :], num_points)
 
+    def set_rates(self, update: RuleOptimizer, rates: Tensor) -> None:
+        """Give the weights of every label a learning rate of their own: lr * rates[label], rates (L,) by label.
+
+        They go with the rows (`haste.optim.SGD.set_rates`): call it after `set_label_order`.
+        """
+        if rates.shape != (self.num_labels,):
+            raise ValueError(f"rates {tuple(rates.shape)} must hold num_labels = {self.num_labels} values")
+        by_row = rates.to(self.label_order.device)[self.label_order]
+        parts = by_row.split([layer.num_labels for layer in self.layers()])
+        for layer, part in zip(self.layers(), parts, strict=True):
+            padded = part.new_ones(layer.num_groups * layer.group_size)
+            padded[: layer.num_labels] = part
+            update.set_rates(layer.weight, padded)
+
     def layers(self) -> list[FanInLinear]:
         """Return the layers that exist: head, tail."""
         return [layer for layer in (self.head, self.tail) if layer is not None]

@@ -50,7 +50,7 @@ def regroup(output: HeadTail, label_order: Tensor, optimizer: torch.optim.Optimi
     for name, tensor in (("weight", tail.weight.data), *state.items()):
         if isinstance(tensor, Tensor) and tensor.shape == tail.weight.shape:
             _move(tensor, tail.indices, indices, moved, tail.in_features, mean=name in SECOND_MOMENTS)
-    for tensor in (tail.bias.data, *optimizer.state.get(tail.bias, {}).values()):
+    for tensor in (tail.bias.data, *optimizer.state.get(tail.bias, {}).values(), *state.values()):  # and rates of rows
         if isinstance(tensor, Tensor) and tensor.shape == tail.bias.shape:
             tensor.copy_(tensor.view(-1)[moved.clamp(min=0)].masked_fill_(moved < 0, 0))
     tail.indices.copy_(indices)

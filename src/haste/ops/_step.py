@@ -142,7 +142,7 @@ def _step(
         update_tile(rule, hyper, chunk.weight_view, chunk.grad_weight(g), state, rate, count, rates=of_rows, **where)
         where["first_row"] = first_row // chunk.group_size + chunk.start  # a bias (G, S) has a row for every group
         state = [s[here] for s in bias_state]
-        update_tile(rule, bias_hyper, chunk.bias_view, g.sum(-1), state, bias_rate, count, **where)
+        update_tile(rule, bias_hyper, chunk.bias_view, g.sum(-1), state, bias_rate, count, rates=None, **where)
     loss_value = (total * scale).to(features_t.dtype)
     return loss_value, untranspose(grad_features, features.dtype)
 

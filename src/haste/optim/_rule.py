@@ -14,7 +14,7 @@ from haste.ops._update import update
 class Role:
     """What a parameter is to the update rule; parameters of `haste.nn` layers carry one as ``haste_role``.
 
-    layer, first_row: coordinates of its rounding bits. decayed: whether weight decay applies.
+    layer, first_row: coordinates of its rounding bits. decayed: whether weight decay and rates apply; not to a bias.
     """
 
     layer: int = 0
@@ -31,6 +31,7 @@ class Arguments:
     lr: Tensor
     step: Tensor
     state: list[Tensor]
+    rates: Tensor | None
     seed: int
     role: Role
 
@@ -81,6 +82,30 @@ class RuleOptimizer(torch.optim.Optimizer):
             "make it with haste.optim.SGD(layer.parameters(), ...)"
         )
 
+    def set_rates(self, param: Tensor, rates: Tensor) -> None:
+        """Give every row of ``param`` a learning rate of its own, lr * rates[row], here and in the fused pass.
+
+        They are part of the state: saved and loaded with it, and where they are through a rewiring.
+
+        Args:
+            param: of two dimensions or more; its rows are those of (..., columns).
+            rates: (...) or as many in a row, finite, not negative; kept as float32.
+
+        Raises:
+            ValueError: the optimizer does not hold the parameter, it is a bias of a `haste.nn` layer, which takes
+                none (see `haste.ops._step`), or rates are not one for every row or out of range.
+        """
+        self.group_of(param)
+        if param.dim() < 2 or not getattr(param, "haste_role", Role()).decayed:
+            raise ValueError(f"rates must be for a weight, not for a parameter {tuple(param.shape)} that is a bias")
+        rows = param.shape[:-1]
+        if rates.shape not in (rows, (rows.numel(),)):
+            raise ValueError(f"rates {tuple(rates.shape)} must be {tuple(rows)}, one for each of {rows.numel()} rows")
+        if not (rates.isfinite() & (rates >= 0)).all():
+            bad = rates[~(rates.isfinite() & (rates >= 0))][0].item()
+            raise ValueError(f"rates ({bad}) must be finite and not negative; 1 is the learning rate itself")
+        self.state[param]["rates"] = rates.detach().to(param.device, torch.float32, copy=True).reshape(rows)
+
     def arguments(self, param: Tensor) -> Arguments:
         """Return what the next step of ``param`` takes; its state is made on first use. Call `advance` afterwards.
 
@@ -108,6 +133,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             lr=_on_device(group["lr"], param.device),
             step=state["step"] + 1,
             state=[state[name] for name in names],
+            rates=state.get("rates"),
             seed=self.seed,
             role=role,
         )
@@ -141,6 +167,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                     rule=a.rule,
                     hyper=a.hyper,
                     rows=rows,
+                    rates=a.rates,
                     seed=a.seed,
                     layer=a.role.layer,
                     first_row=a.role.first_row,

@@ -38,6 +38,10 @@ class KahanAdamW(AdamW):
             "update (KahanAdamW) must be haste.optim.SGD or haste.optim.AdamW for the fused pass of a layer"
         )
 
+    def set_rates(self, param: Tensor, rates: Tensor) -> None:
+        """Refuse: an encoder's rows have no rates."""
+        raise TypeError("rates must be given to haste.optim.SGD or haste.optim.AdamW; KahanAdamW takes none")
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient."""

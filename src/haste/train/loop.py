@@ -115,7 +115,7 @@ class Loop:
         self.diagnostics = Diagnostics(self.model.output, dataset.labels.counts, seed)
 
     def initialize(self, dataset: Dataset, *, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Give rows their labels and biases their start.
+        """Give rows their labels, biases their start and, where rare labels learn faster, weights their rates.
 
         Args:
             dataset: that of the run.
@@ -138,6 +138,10 @@ class Loop:
             ranking_counts=self._ranking,
             auxiliary=self.auxiliary,
         )
+        rarity = self.config.optim.output.rarity
+        if rarity:
+            rates = optim.rarity_rates(dataset.labels.counts, rarity)
+            self.model.output.set_rates(self.optimizers["output"], rates)
         if self.config.label_texts.init:
             self.model.eval()
             start_from_documents(self.model.output, self._encoded())

@@ -82,6 +82,8 @@ class _Model:
         self.update = update(list(self.output.layer_parameters()), lr=0.01)
         for group in self.update.param_groups:
             group["momentum"] = 0.9 if workload.rule == "momentum" else 0.0
+        if workload.rates:
+            self.output.set_rates(self.update, torch.ones(workload.num_labels))
         trained = [*self.encoder.parameters(), *self.output.projection_parameters()]
         self.auxiliary = None
         if workload.clusters:

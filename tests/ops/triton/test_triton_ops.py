@@ -26,12 +26,13 @@ def _update(
     rows: Tensor | None = None,
     first_row: int = 5,
     lr: float = 0.125,
+    rates: Tensor | None = None,
 ) -> list[Tensor]:
     tensors = [t.clone().to(device) for t in (weight, *state)]
     numbers = torch.tensor(lr, dtype=torch.float64, device=device), torch.tensor(3, device=device)
-    rows = None if rows is None else rows.to(device)
+    rows, rates = (None if t is None else t.to(device) for t in (rows, rates))
     seed = _random.signed(2**63 + 11)
-    implementation(tensors[0], grad.to(device), rows, tensors[1:], *numbers, rule, hyper, seed, 3, first_row)
+    implementation(tensors[0], grad.to(device), rows, tensors[1:], *numbers, rule, hyper, seed, 3, first_row, rates)
     return [t.cpu() for t in tensors]
 
 
@@ -66,6 +67,30 @@ def test_update_is_the_rule(rule: str, hyper: list[float], states: int, device: 
     for result, truth in zip(found, expected_rows, strict=True):
         torch.testing.assert_close(result, truth, rtol=1e-6, atol=1e-7)
         assert torch.equal(result[[0, 2, 3, 5]], truth[[0, 2, 3, 5]])
+
+
+@pytest.mark.parametrize(
+    ("rule", "hyper", "states"),
+    [("sgd", [0.0, 0.01], 0), ("sgd", [0.9, 0.01], 1), ("adamw", [0.9, 0.999, 1e-8, 0.01], 2)],
+)
+def test_update_with_rates(rule: str, hyper: list[float], states: int, device: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, grad, *state = (torch.rand((600, 11), generator=generator) for _ in range(2 + states))
+    rates = 5 * torch.rand(600, generator=generator)
+    expected, moments = reference.apply_rule(
+        rule, hyper, weight.double(), grad.double(), [s.double() for s in state], 0.125 * rates.double()[:, None], 3
+    )
+    found = _update(IMPLEMENTATIONS["update"], weight, grad, state, rule, hyper, device, rates=rates)
+    for result, truth in zip(found, (expected, *moments), strict=True):
+        torch.testing.assert_close(result.double(), truth, rtol=2e-6, atol=5e-7)
+    rows = torch.tensor([4, 1, 599])
+    chosen = _update(IMPLEMENTATIONS["update"], weight, grad[rows], state, rule, hyper, device, rows, rates=rates)
+    for result, whole in zip(chosen, found, strict=True):
+        torch.testing.assert_close(result[rows], whole[rows], rtol=1e-6, atol=1e-7)
+    ones = torch.ones(600)
+    found = _update(IMPLEMENTATIONS["update"], weight, grad, state, rule, hyper, device, rates=ones)
+    without = _update(IMPLEMENTATIONS["update"], weight, grad, state, rule, hyper, device)
+    assert all(torch.equal(a, b) for a, b in zip(found, without, strict=True))
 
 
 def test_stochastic_rounding_is_unbiased(device: str) -> None:

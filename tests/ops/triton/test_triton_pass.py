@@ -86,27 +86,41 @@ def test_fused_step(name: str, rule: str, loss: str, device: str) -> None:
         assert_close(result, truth, torch.float32, terms=max(len(x.features), x.num_labels))
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["groups-of-32", "one-label", "rows", "dense"])
+def test_step_with_rates(name: str, rule: str, device: str) -> None:
+    x = case(name)
+    truth = take_step(reference.step, x.wide(), rule, rated=True)
+    found = [take_step(IMPLEMENTATIONS["step"], x.to(device), rule, rated=True)]
+    if name == "groups-of-32":
+        with plans.using(_fused(x)):
+            found.append(take_step(IMPLEMENTATIONS["step"], x.to(device), rule, rated=True))
+    for tensors in found:
+        for result, expected in zip(tensors, truth, strict=True):
+            assert_close(result, expected, torch.float32, terms=max(len(x.features), x.num_labels))
+
+
 @pytest.mark.parametrize("form", plans.FORMS)
 @pytest.mark.parametrize("scatter", plans.SCATTERS)
 def test_every_form_computes_the_same(form: str, scatter: str, device: str) -> None:
     x = dyadic("groups-of-32")
-    truth = take_step(torch_step._step, x, "momentum", "squared_hinge", lr=0.125, bias_lr=0.25, decay=False)
+    settings = {"lr": 0.125, "bias_lr": 0.25, "decay": False, "rated": scatter == "atomics"}
+    truth = take_step(torch_step._step, x, "momentum", "squared_hinge", **settings)
     plan = plans.Plan(form=form, scatter=scatter, block_b=16, block_f=32, programs=2, chunk_bytes=1)
     with plans.using(plan):
-        found = take_step(
-            IMPLEMENTATIONS["step"], x.to(device), "momentum", "squared_hinge", lr=0.125, bias_lr=0.25, decay=False
-        )
+        found = take_step(IMPLEMENTATIONS["step"], x.to(device), "momentum", "squared_hinge", **settings)
     for result, expected in zip(found, truth, strict=True):
         assert torch.equal(result, expected)  # numbers small enough that float32 sums them exactly in any order
 
 
+@pytest.mark.parametrize("rated", [False, True])
 @pytest.mark.parametrize("name", [*LAYOUTS, "groups-of-64"])
-def test_stored_bits_are_those_of_the_cpu(name: str, device: str) -> None:
+def test_stored_bits_are_those_of_the_cpu(name: str, rated: bool, device: str) -> None:
     x = dyadic(name)
     x = replace(x, weight=x.weight.bfloat16())
     # Weights and moments move by far less than bfloat16 resolves, so that most elements are rounded.
     settings = {"scale": 2.0**-9, "state": torch.bfloat16, "lr": 2.0**-7, "bias_lr": 0.25, "decay": False}
-    settings["first_row"] = 2**33
+    settings |= {"first_row": 2**33, "rated": rated}
     found = take_step(IMPLEMENTATIONS["step"], x.to(device), "momentum", "squared_hinge", **settings)
     expected = take_step(torch_step._step, x, "momentum", "squared_hinge", **settings)
     for result, truth in zip(found, expected, strict=True):
