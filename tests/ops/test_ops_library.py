@@ -53,6 +53,8 @@ def test_opcheck(operator: str, name: str) -> None:
     calls = _calls(name)
     if operator in calls:
         torch.library.opcheck(getattr(torch.ops.haste, operator).default, calls[operator])
+        if operator == "step":
+            torch.library.opcheck(torch.ops.haste.step.default, (*_calls(name)["step"], False))
 
 
 def test_the_layer_traces_on_meta_tensors() -> None:

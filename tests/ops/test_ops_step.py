@@ -117,6 +117,22 @@ def test_a_rate_is_a_learning_rate_of_the_row(name: str, rule: str, dtype: torch
         assert torch.equal(found[position], plain[position])
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_features_that_need_no_gradient_get_none(name: str) -> None:
+    x = operands(name)
+    expected = _step(x, "momentum")
+    weight, bias = x.weight.clone(), x.bias.clone()
+    states = [_state(t, "momentum") for t in (weight, bias)]
+    value = ops.step(
+        x.features, weight, bias, x.indices, x.positives, num_labels=x.num_labels, **RULES["momentum"],
+        lr=torch.tensor(0.02), bias_lr=torch.tensor(0.03), step=torch.tensor(4), seed=9, layer=2,
+        weight_state=states[0], bias_state=states[1],
+    )  # fmt: skip
+    assert not value.requires_grad
+    for found, truth in zip((value, weight, bias, *states[0], *states[1]), expected[:1] + expected[2:], strict=True):
+        assert torch.equal(found, truth)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_gradient_belongs_to_the_weights_before_the_update(name: str) -> None:
     x = operands(name)

@@ -124,10 +124,11 @@ def _step(
     layer: int,
     first_row: int,
     rates: Tensor | None = None,
+    features_too: bool = True,
 ) -> tuple[Tensor, Tensor]:
     features_t = transpose_features(features)
     positives = _sort_positives(features_t, weight, indices, offsets, labels)
-    grad_features = torch.zeros_like(features_t)
+    grad_features = torch.zeros_like(features_t) if features_too else features.new_empty(0)
     total = torch.zeros((), dtype=torch.float64, device=features.device)
     rate, bias_rate, count = lr.item(), bias_lr.item(), int(step.item())
     for chunk in chunks(features_t, weight, bias, indices):
@@ -135,7 +136,8 @@ def _step(
         total += part
         if scale != 1.0:
             g.mul_(scale)
-        chunk.add_grad_features(g, grad_features)
+        if features_too:
+            chunk.add_grad_features(g, grad_features)
         here = slice(chunk.start, chunk.stop)
         where = {"seed": seed, "layer": layer, "first_row": first_row + chunk.first_row}
         state, of_rows = [s[here] for s in weight_state], None if rates is None else rates.view(bias.shape)[here]
@@ -144,11 +146,13 @@ def _step(
         state = [s[here] for s in bias_state]
         update_tile(rule, bias_hyper, chunk.bias_view, g.sum(-1), state, bias_rate, count, rates=None, **where)
     loss_value = (total * scale).to(features_t.dtype)
-    return loss_value, untranspose(grad_features, features.dtype)
+    return loss_value, untranspose(grad_features, features.dtype) if features_too else grad_features
 
 
-def _step_fake(features: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return _loss_fake(features), torch.empty_like(features, memory_format=torch.contiguous_format)
+def _step_fake(features: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    features_too = len(rest) < 21 or rest[20]
+    grad = torch.empty_like(features, memory_format=torch.contiguous_format) if features_too else features.new_empty(0)
+    return _loss_fake(features), grad
 
 
 _LAYER = "Tensor features, Tensor weight, Tensor bias, Tensor? indices, Tensor offsets, Tensor labels"
@@ -162,7 +166,7 @@ step_op = define(
     "step(Tensor features, Tensor(a!) weight, Tensor(b!) bias, Tensor(c!)[] weight_state, Tensor(d!)[] bias_state, "
     "Tensor? indices, Tensor offsets, Tensor labels, Tensor lr, Tensor bias_lr, Tensor step, int num_labels, str loss, "
     "float scale, str rule, float[] hyper, float[] bias_hyper, int seed, int layer, int first_row, "
-    "Tensor? rates=None) -> (Tensor, Tensor)",
+    "Tensor? rates=None, bool features_too=True) -> (Tensor, Tensor)",
     _step_fake,
     _step,
 )
@@ -185,7 +189,7 @@ class _Loss(torch.autograd.Function):
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, *rest: Any) -> Tensor:
-        loss, grad_features = step_op(features.detach(), *rest)
+        loss, grad_features = step_op(features.detach(), *rest, ctx.needs_input_grad[0])
         ctx.save_for_backward(grad_features)
         return loss
 
@@ -306,6 +310,8 @@ def step(
     first_row: int = 0,
 ) -> Tensor:
     """Update weight and bias in place in one pass; return the loss, whose backward gives dloss/dfeatures only.
+
+    Where features need no gradient, none is computed: a third of the products on a CPU.
 
     Args:
         features, weight, bias, indices, positives, num_labels, loss: as `loss`.

@@ -179,6 +179,7 @@ def step(
     layer: int,
     first_row: int,
     rates: Tensor | None = None,
+    features_too: bool = True,
 ) -> tuple[Tensor, Tensor]:
     x = _wide(features)
     z = fan_in(x, weight, bias, indices, num_labels)
@@ -194,7 +195,7 @@ def step(
         new, new_state = apply_rule(rule, numbers, target.to(x.dtype), grad, wide_state, rate, int(step.item()))
         for stream, (t, values) in enumerate(zip((target, *state), (new, *new_state), strict=True)):
             _write(t, values, first, stream, seed, int(step.item()), layer)
-    return value, grads[0].to(features.dtype)
+    return value, grads[0].to(features.dtype) if features_too else features.new_empty(0)
 
 
 def link_scores(weight: Tensor, num_labels: int) -> Tensor:

@@ -68,6 +68,7 @@ def step(
     layer: int,
     first_row: int,
     rates: Tensor | None = None,
+    features_too: bool = True,
 ) -> tuple[Tensor, Tensor]:
     target, device = make_layer(weight, bias, indices, num_labels), features.device
     count = on_device(step, device).to(torch.int64)
@@ -86,4 +87,4 @@ def step(
     factor = torch.full((), scale, device=device)
     torch.autograd.graph.increment_version([weight, bias, *weight_state, *bias_state])  # autograd sees no launch
     value, grad_features = run_pass(features, target, offsets, labels, loss, factor, sink)
-    return value * scale, grad_features
+    return value * scale, grad_features if features_too else features.new_empty(0)
