@@ -60,12 +60,15 @@ def test_a_label_keeps_what_its_new_group_reads(name: str, dtype: torch.dtype, m
         key: value for key, value in update.state[tail.weight].items() if value.shape == tail.weight.shape
     }
     assert len(tensors) == (2 if name == "sgd" else 3)
+    rates = update.state[tail.weight]["rates"] = torch.rand(tail.bias.shape)  # a number of every row moves, too
+    rate_of = dict(zip(output.label_order[HEAD:].tolist(), rates.flatten().tolist(), strict=False))
     before = {key: _links(output, tensor) for key, tensor in tensors.items()}
     biases = {key: x.clone().flatten() for key, x in [("bias", tail.bias), *update.state[tail.bias].items()] if x.dim()}
     old_rows, order = output.row_of_label.clone(), _new_order(output)
     statistics = regroup(output, order, update)
     assert torch.equal(output.label_order, order)
     topology.check_indices(tail.indices, WIDTH)
+    assert rates.flatten().tolist()[: tail.num_labels] == [rate_of[label] for label in order[HEAD:].tolist()]
     kept = total = 0.0
     for key, tensor in tensors.items():
         for label, links in _links(output, tensor).items():

@@ -237,3 +237,6 @@ def test_texts_of_labels_are_tokens_too(tiny_data: Path, bert_config: Callable[.
     for step in range(3):
         loop.step(step)
     assert 0 < loop.window_loss() < 200
+    order = loop.model.output.label_order.clone()
+    assert 0 < loop.regroup()["kept"] < 1
+    assert not torch.equal(loop.model.output.label_order, order)

@@ -204,7 +204,9 @@ take their weights along (0 = never)
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTexts(Checked):
-    """Texts of labels as training data; a label with a text then has weights without any training document too.
+    """What is learned from texts of labels; a label with a text then has weights without any training document too.
+
+    With either, pairs of a training document and a label that the filter lists are learned as true.
 
     train: labels' texts are trained on too, each a document whose label is the one it describes
     share: part of the texts that an epoch passes over, others in every epoch
