@@ -52,13 +52,10 @@ def test_negative_warmup() -> None:
 
 def test_rare_labels_have_higher_rates() -> None:
     counts = np.array([1000, 100, 50, 25, 10, 4, 1, 0])
-    reference = np.percentile(np.maximum(counts, 1), 90)  # between the first two
-    ratio = reference / np.maximum(counts, 1)
-    assert ratio[0] < 1
-    assert ratio[4] > 20
+    ratio = 1000 / np.maximum(counts, 1)
     for rarity in (1.0, 0.5, 0.0):
         rates = optim.rarity_rates(counts, rarity)
         assert rates.dtype == torch.float32
-        assert rates.numpy() == pytest.approx(np.clip(ratio**rarity, 1, 20))
+        assert rates.numpy() == pytest.approx(np.minimum(ratio**rarity, 20))
     with pytest.raises(ValueError, match=r"rarity \(1.5\) must be in \[0, 1\]"):
         optim.rarity_rates(counts, 1.5)

@@ -122,7 +122,7 @@ def test_rare_labels_have_higher_rates(tiny_config: Callable[..., Config]) -> No
     output, update = loop.model.output, loop.optimizers["output"]
     rates = [update.state[layer.weight]["rates"].flatten()[: layer.num_labels] for layer in output.layers()]
     n = counts[output.label_order]
-    assert torch.cat(rates).numpy() == pytest.approx(np.clip(np.percentile(counts, 90) / n, 1, 20))
+    assert torch.cat(rates).numpy() == pytest.approx(np.minimum(counts.max() / n, 20))
     assert torch.cat(rates).max() > 1
     assert {name for name in loop.grouped() if name.endswith("rates")} == {
         f"output_optimizer.output.{part}.weight.rates" for part in ("head", "tail")

@@ -312,8 +312,8 @@ class OptimOutput(Checked):
     lr: learning rate after warm-up; the loss is summed over the batch
     momentum: of sgd (0 = none, and no memory for it)
     weight_decay: of weights, never of biases
-    rarity: the rarer a label, the higher the lr of its weights: times (n_ref / n)^rarity, 1 to 20, n its documents of \
-train, n_ref the 90th percentile of all labels' (0 = one lr for all)
+    rarity: the rarer a label, the higher the lr of its weights: times (n_max / n)^rarity, at most 20, n its documents \
+of train, n_max those of the most frequent label (0 = one lr for all)
     fused: update weights inside the pass that computes the loss (least memory)
     """
 

@@ -36,11 +36,11 @@ def cosine_schedule(
 def rarity_rates(counts: np.ndarray, rarity: float) -> torch.Tensor:
     """Return factors of the learning rate by label, larger for rare labels: of `haste.optim.SGD.set_rates`.
 
-        rate = min(20, max(1, (n_ref / n)^rarity)),     n_ref the 90th percentile of the counts n
+        rate = min(20, (n_max / n)^rarity)              n_max the largest of the counts n
 
     The loss is a sum over documents, and but for its positives a label's gradient is small: over an epoch its weights
     move by about lr * n. At a rate that suits frequent labels those of a few documents stay underfit even on them;
-    rarity 1 gives all labels up to n_ref the same distance, as far as 20 times goes.
+    rarity 1 gives all labels the same distance, as far as 20 times goes.
 
     Args:
         counts: (L,) training documents of every label.
@@ -55,4 +55,4 @@ def rarity_rates(counts: np.ndarray, rarity: float) -> torch.Tensor:
     if not 0 <= rarity <= 1:
         raise ValueError(f"rarity ({rarity}) must be in [0, 1]")
     n = np.maximum(np.asarray(counts, dtype=np.float64), 1)
-    return torch.from_numpy(((np.percentile(n, 90) / n) ** rarity).clip(1, 20).astype(np.float32))
+    return torch.from_numpy(((n.max() / n) ** rarity).clip(max=20).astype(np.float32))
