@@ -10,7 +10,12 @@ import pytest
 
 OLDEST = "4.57"  # `make check` puts it beside the environment
 TESTS = Path(__file__).parents[1]
-RUN = ("nn/test_transformer.py", "data/test_tokens.py", "train/test_transformer_training.py")
+RUN = (
+    "nn/test_transformer.py",
+    "data/test_tokens.py",
+    "train/test_transformer_training.py",
+    "integrations/test_huggingface.py",
+)
 
 
 @pytest.mark.slow
