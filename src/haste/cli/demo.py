@@ -13,10 +13,10 @@ from haste.cli._arguments import Parser
 
 SETTINGS: dict[str, Any] = {
     "data": {"min_df": 2, "ngrams": 2},
-    "encoder": {"features": 512, "dropout": 0.5},
+    "encoder": {"features": 512, "dropout": 0.3},
     "output": {"fan_in": 64, "group_size": 16, "head_ratio": 0.1},
     "rewire": {"interval": 150, "fraction": 0.25, "end": 0.66},
-    "optim": {"epochs": 12, "batch_size": 128, "encoder": {"lr": 5.0e-3}, "output": {"lr": 0.05}},
+    "optim": {"epochs": 12, "batch_size": 128, "encoder": {"lr": 5.0e-3}, "output": {"lr": 0.05, "rarity": 0.5}},
     "run": {"seed": 0},
 }
 DENSE: dict[str, Any] = {"output": {"fan_in": SETTINGS["encoder"]["features"]}, "rewire": {"interval": 0}}
