@@ -95,6 +95,16 @@ def test_state_survives_saving() -> None:
     assert again.state[other]["exp_avg"].dtype == torch.bfloat16
 
 
+def test_a_step_reads_nothing_back_from_the_device() -> None:
+    parameters = [nn.Parameter(torch.empty(shape, dtype=torch.bfloat16, device="meta")) for shape in ((9, 8), (5,))]
+    update = optim.KahanAdamW(parameters, lr=0.01, weight_decay=0.1, state_dtype=torch.bfloat16)
+    for count in (1, 2):
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        update.step()  # there are no values on this device: to read one raises
+        assert [int(update.state[parameter]["step"]) for parameter in parameters] == [count, count]
+
+
 def test_the_fused_pass_does_not_take_it() -> None:
     layer = FanInLinear(8, 6, 4, 2)
     update = optim.KahanAdamW(layer.parameters(), lr=0.1)

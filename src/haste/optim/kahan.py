@@ -88,8 +88,10 @@ class KahanAdamW(AdamW):
     def _ready(self, param: Tensor) -> dict[str, Any]:
         """Return the state of a parameter, made on first use."""
         state = self.state[param]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.int64, device=param.device)
+        if "step" in state:
+            state["step"] = state["step"].cpu()  # a state that was loaded may have it beside the parameter
+        else:
+            state["step"] = torch.zeros((), dtype=torch.int64)  # read in every step: the host must not wait for a GPU
             for name in self.state_names:
                 state[name] = torch.zeros(param.shape, dtype=self.state_dtype or torch.float32, device=param.device)
             if param.dtype == torch.bfloat16:
