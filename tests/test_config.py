@@ -84,6 +84,7 @@ def test_keys_of_a_partial_file_can_be_checked_alone() -> None:
         ),
         ("encoder", {"kind": "transformer", "name": "x", "hidden": 8}, r"encoder.hidden \(8\) must be 0 for a transf"),
         ("encoder", {"checkpointing": True}, r"encoder.checkpointing \(True\) must be false unless encoder.kind is"),
+        ("encoder", {"lora": 4}, r"encoder.lora \(4\) must be 0 unless encoder.kind is transformer"),
         ("encoder", {"attention": "sdpa"}, r"encoder.attention \(sdpa\) must be auto unless encoder.kind is transf"),
         ("encoder", {"dtype": "bfloat16"}, r"encoder.dtype \(bfloat16\) must be float32 unless optim.encoder.name is"),
         ("optim", {"encoder": {"state_dtype": "bfloat16"}}, r"optim.encoder.state_dtype \(bfloat16\) must be float32"),

@@ -18,6 +18,7 @@ HEAVY = {
     "fastapi",
     "jsonargparse",
     "matplotlib",
+    "peft",
     "pyarrow",
     "pytorch_lightning",
     "rich",
@@ -153,7 +154,7 @@ def test_import_haste_is_light():
 
 def test_integrations_load_no_framework():
     loaded = loaded_modules("import haste.integrations")
-    assert not {"accelerate", "lightning", "pytorch_lightning", "transformers"} & loaded
+    assert not {"accelerate", "lightning", "peft", "pytorch_lightning", "transformers"} & loaded
 
 
 def test_a_heavy_import_is_found():

@@ -2,11 +2,17 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from haste.config import Config
+from haste.nn import Transformer, build_encoder
+
+LENGTHS = (7, 3, 5)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -38,3 +44,32 @@ def save_bert(folder: Path, texts: Iterable[str], *, width: int = 32, layers: in
     )
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+def make_config(folder: Path, **encoder: Any) -> Config:
+    """Settings of a transformer in a folder; ``optim`` is of its weights."""
+    optim = encoder.pop("optim", {"lr": 1e-4})
+    values = {"kind": "transformer", "name": str(folder), "features": 0, **encoder}
+    return Config.from_dict(
+        {
+            "data": {"path": "x", "max_tokens": 32},
+            "encoder": values,
+            "output": {"fan_in": 8, "group_size": 4},
+            "optim": {"encoder": optim},
+        }
+    )
+
+
+def make(folder: Path, **encoder: Any) -> Transformer:
+    """The transformer of these settings, not in training."""
+    built = build_encoder(make_config(folder, **encoder), 125)
+    assert isinstance(built, Transformer)
+    return built.eval()
+
+
+def batch(extra: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens of three documents and their mask, padded by some columns more."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 125, (3, max(LENGTHS) + extra), generator=generator)
+    mask = (torch.arange(ids.shape[1]) < torch.tensor(LENGTHS)[:, None]).long()
+    return ids * mask, mask

@@ -9,34 +9,7 @@ from torch import Tensor
 
 from haste.config import Config
 from haste.nn import Bag, Features, Transformer, build_encoder, build_model, check_encoder
-
-LENGTHS = (7, 3, 5)
-
-
-def make_config(folder: Path, **encoder: Any) -> Config:
-    optim = encoder.pop("optim", {"lr": 1e-4})
-    values = {"kind": "transformer", "name": str(folder), "features": 0, **encoder}
-    return Config.from_dict(
-        {
-            "data": {"path": "x", "max_tokens": 32},
-            "encoder": values,
-            "output": {"fan_in": 8, "group_size": 4},
-            "optim": {"encoder": optim},
-        }
-    )
-
-
-def make(folder: Path, **encoder: Any) -> Transformer:
-    built = build_encoder(make_config(folder, **encoder), 125)
-    assert isinstance(built, Transformer)
-    return built.eval()
-
-
-def batch(extra: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, 125, (3, max(LENGTHS) + extra), generator=generator)
-    mask = (torch.arange(ids.shape[1]) < torch.tensor(LENGTHS)[:, None]).long()
-    return ids * mask, mask
+from transformer_cases import LENGTHS, batch, make, make_config
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])

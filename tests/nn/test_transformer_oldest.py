@@ -12,6 +12,7 @@ OLDEST = "4.57"  # `make check` puts it beside the environment
 TESTS = Path(__file__).parents[1]
 RUN = (
     "nn/test_transformer.py",
+    "nn/test_lora.py",
     "data/test_tokens.py",
     "train/test_transformer_training.py",
     "integrations/test_huggingface.py",

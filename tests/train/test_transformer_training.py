@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optim": {"encoder": {"name": "kahan_adamw", "state_dtype": "bfloat16", "lr": 1e-3}},
     },
     "checkpointing": {"encoder": {"checkpointing": True, "features": 48, "pooling": "cls"}},
+    "adapters": {"encoder": {"lora": 4, "checkpointing": True, "features": 48}},
+    "adapters in low precision": {
+        "encoder": {"lora": 4, "dtype": "bfloat16"},
+        "optim": {"encoder": {"name": "kahan_adamw", "state_dtype": "bfloat16", "lr": 1e-3}},
+    },
     "unfused": {"optim": {"output": {"fused": False}, "encoder": {"lr": 1e-3}}, "encoder": {"pooling": "max"}},
 }
 
@@ -186,6 +192,28 @@ def test_an_interrupted_run_ends_as_one_that_was_not(bert_config: Callable[..., 
     train(config, log=quiet, resume=True)
     states = [load_model(Path(run) / "model", device="cpu").model.state_dict() for run in (whole, config.run.dir)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_run_with_adapters_leaves_a_plain_model(
+    bert_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = bert_config(encoder={"lora": 8}, run={"dir": str(tmp_path / "run"), "threads": 1})
+    run = train(config, log=quiet)
+    resumed, _ = load_checkpoint(run / "checkpoints" / "last")
+    states = {name.rpartition(".")[0] for name in resumed if name.startswith("encoder_optimizer.")}
+    assert states
+    assert all(".lora_A." in name or ".lora_B." in name for name in states)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    trained = load_model(run / "model", device="cpu")
+    untrained = make_loop(bert_config(), initialize=False).model.encoder.state_dict()
+    merged = trained.model.encoder.state_dict()
+    assert merged.keys() == untrained.keys()
+    changed = {name for name in merged if not torch.equal(merged[name], untrained[name])}
+    linear = ("query", "key", "value", "dense")
+    assert changed == {name for name in merged if name.endswith(tuple(f".{layer}.weight" for layer in linear))}
+    metrics = json.loads((run / "metrics.json").read_text())
+    found = evaluate_run(run, "test", device="cpu")
+    assert found == pytest.approx({name: metrics["test"][name] for name in found})
 
 
 def test_a_classifier_with_a_transformer(tiny_data: Path, tiny_bert: Path, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ the transformer; one of another width is projected
     hidden: width of a hidden layer (0 = none)
     dropout: probability of dropping a feature in training
     normalize: scale the input of every document to unit length; not of a transformer
+    lora: rank of the adapters (LoRA) that are trained in place of a transformer's weights; 0 = all weights are trained
     dtype: of its weights; bfloat16 trains with optim.encoder.name kahan_adamw
     attention: of a transformer; auto = what the package transformers takes, flash_attention_2 needs its own package
     checkpointing: a transformer keeps one activation a layer and computes the others again: less memory, more time
@@ -125,13 +126,14 @@ the transformer; one of another width is projected
     hidden: int = 0
     dropout: float = 0.5
     normalize: bool = True
+    lora: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     checkpointing: bool = False
     compile: bool = False
 
     def _check(self) -> None:
-        self._at_least(0, "features", "hidden")
+        self._at_least(0, "features", "hidden", "lora")
         named = bool(self.name) == (self.kind == "transformer")
         require(named, "encoder.name", self.name, "be given with encoder.kind transformer, and with no other")
         transformer = self.kind == "transformer"
@@ -142,6 +144,7 @@ the transformer; one of another width is projected
         require(transformer or self.attention == "auto", "encoder.attention", self.attention, must.format("auto"))
         for name in ("checkpointing", "compile"):
             require(transformer or not getattr(self, name), self._key(name), True, must.format("false"))
+        require(transformer or self.lora == 0, "encoder.lora", self.lora, must.format("0"))
         require(not transformer or self.hidden == 0, "encoder.hidden", self.hidden, "be 0 for a transformer")
         require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "be in [0, 1)")
 

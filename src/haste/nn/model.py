@@ -50,8 +50,9 @@ class Model(nn.Module):
         return self.output.topk(self.encoder(batch), k, exclude)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return what trains by ordinary backward: the encoder, projections and the intermediate layer."""
-        return [*self.encoder.parameters(), *self.output.projection_parameters()]
+        """Return what trains by ordinary backward: encoder or adapters, projections and the intermediate layer."""
+        trained = (parameter for parameter in self.encoder.parameters() if parameter.requires_grad)
+        return [*trained, *self.output.projection_parameters()]
 
 
 def build_model(

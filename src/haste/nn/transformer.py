@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from haste.config import Config, expand_path
 from haste.nn.encoders import Documents
+from haste.nn.lora import add_adapters, check_lora, merge_adapters
 from haste.optim._rule import Role
 
 if TYPE_CHECKING:
@@ -32,16 +33,25 @@ class Transformer(nn.Module):
         num_inputs: tokens of the vocabulary.
         features: width of the result; 0 = the model's.
         pooling: cls, mean or max.
-        seed: of the projection's initial values, N(0, 1 / width).
+        lora: rank of the adapters (LoRA) that are trained in place of the model's weights; 0 = all weights are.
+        seed: of the initial values of adapters and of the projection, N(0, 1 / width).
 
     Biases and norms (parameters of one dimension) have no weight decay with the optimizers of `haste.optim`.
 
     Raises:
-        ValueError: a pooling that there is not, or more tokens than the model has embeddings for.
+        ValueError: a pooling that there is not, more tokens than the model has embeddings for, or no package `peft`
+            for adapters.
     """
 
     def __init__(
-        self, model: PreTrainedModel, num_inputs: int, features: int = 0, pooling: str = "mean", *, seed: int = 0
+        self,
+        model: PreTrainedModel,
+        num_inputs: int,
+        features: int = 0,
+        pooling: str = "mean",
+        *,
+        lora: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -54,6 +64,9 @@ class Transformer(nn.Module):
             )
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
+        if lora:
+            add_adapters(model, lora, seed=seed)
+        self.lora = lora
         width = model.config.hidden_size
         self.model, self.pooling, self.num_inputs = model, pooling, num_inputs
         self.out_features = features or width
@@ -92,6 +105,12 @@ class Transformer(nn.Module):
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
 
+    def merge(self) -> None:
+        """Add adapters to the weights they belong to, in place: a transformer without any, of the same features."""
+        if self.lora:
+            merge_adapters(self.model)
+            self.lora = 0
+
     def architecture(self) -> dict[str, Any]:
         """Sizes and kind of the model as plain values, from which `build_transformer` makes it again."""
         values = json.loads(self.model.config.to_json_string(use_diff=False))
@@ -100,6 +119,8 @@ class Transformer(nn.Module):
 
 def build_transformer(config: Config, num_inputs: int, architecture: dict[str, Any] | None = None) -> Transformer:
     """Return the transformer of a configuration, float32: pretrained, or of an architecture with random weights.
+
+    Adapters (encoder.lora) are of a pretrained one alone: those of a trained model are in its weights.
 
     Args:
         config: keys encoder, run.seed.
@@ -125,7 +146,8 @@ def build_transformer(config: Config, num_inputs: int, architecture: dict[str, A
         _keep_one_activation_a_layer(model)
     if settings.compile:
         model.compile()
-    return Transformer(model, num_inputs, settings.features, settings.pooling, seed=config.run.seed)
+    lora = settings.lora if architecture is None else 0
+    return Transformer(model, num_inputs, settings.features, settings.pooling, lora=lora, seed=config.run.seed)
 
 
 def _keep_one_activation_a_layer(model: PreTrainedModel) -> None:
@@ -140,13 +162,15 @@ def check_transformer(config: Config) -> int:
     """Look at what encoder.name describes, without its weights; returns the width of the features.
 
     Raises:
-        ValueError: there is no such model or no package `transformers`, the model has a decoder, or data.max_tokens
-            is more than it has positions for.
+        ValueError: there is no such model or no package `transformers`, the model has a decoder, data.max_tokens
+            is more than it has positions for, or encoder.lora is too high or lacks the package `peft`.
     """
     settings = config.encoder
     described = _described(settings.name)
     if described.is_encoder_decoder:
         raise ValueError(f"encoder.name ({settings.name}) must be an encoder; it has a decoder too")
+    if settings.lora:
+        check_lora(settings.lora, described.hidden_size)
     with _quiet(), _clear(settings.name), torch.device("meta"):
         from transformers import AutoModel
 

@@ -163,7 +163,10 @@ class _Chooser:
         self.width = self.pick("encoder.features", 0, f"as wide as the transformer, {found}") or found
         self.pick("encoder.dropout", 0.2, "beside the transformer's own")
         if self._value("optim.encoder.name", "adamw") != "sgd":
-            self.pick("optim.encoder.lr", 5e-5, "usual for transformers")
+            if self.given.get("encoder.lora", 0):
+                self.pick("optim.encoder.lr", 2e-4, "usual for adapters of a transformer")
+            else:
+                self.pick("optim.encoder.lr", 5e-5, "usual for transformers")
 
     def _straight(self, few_inputs: bool) -> bool:
         """Whether given features go straight to the output layer; its optimizer then, which has no encoder to help."""

@@ -15,6 +15,7 @@ import torch
 from haste.config import Config
 from haste.data.dataset import Dataset
 from haste.data.tokens import Tokens
+from haste.nn import Transformer
 from haste.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 from haste.train.device import compute_settings
 from haste.train.evaluate import K, predict_topk, score_deciles, score_ranking
@@ -234,6 +235,8 @@ class _Run:
             tensors, meta = load_checkpoint(self.folder.best, only="model.")
             self.loop.load_model(tensors)
             step = meta["step"]
+        if isinstance(self.loop.model.encoder, Transformer):
+            self.loop.model.encoder.merge()
         names = [name for name in ("dev", "test") if getattr(self.dataset, name) is not None]
         metrics, by_decile = {}, {}
         for name in names:
