@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from haste.estimate import workload_of
 from haste.nn import Transformer, build_model, check_encoder
 from haste.optim import KahanAdamW
 from transformer_cases import batch, make, make_config
@@ -69,6 +70,19 @@ def test_merged_weights_give_the_same_features(tiny_bert: Path, dtype: str, tole
     plain.load_state_dict(state)
     assert torch.equal(plain(batch()), transformer(batch()))
     assert all(x.requires_grad for x in transformer.parameters())
+
+
+def test_the_estimate_counts_adapters_as_what_trains(tiny_bert: Path) -> None:
+    transformer = make(tiny_bert, lora=4)
+    counted, full = (
+        workload_of(make_config(tiny_bert, lora=rank), num_labels=20, num_inputs=125).encoder for rank in (4, 0)
+    )
+    trained = sum(x.numel() for x in transformer.parameters() if x.requires_grad)
+    assert counted.gradients(1) == 4 * trained
+    assert counted.held()["encoder optimizer"] == 8 * trained
+    assert counted.held()["encoder weights"] == full.held()["encoder weights"] + 4 * trained
+    assert counted.flop(8) < full.flop(8)
+    assert counted.traffic(8) < full.traffic(8)
 
 
 @pytest.mark.slow

@@ -117,6 +117,7 @@ class Transformer:
         checkpointing: keep one activation a layer and compute the others again in the backward pass.
         element: bytes of a weight and of an activation: 2 = bfloat16, 4 = float32.
         state: bytes that the optimizer keeps for a weight; 6 = two moments and the compensation, all bfloat16.
+        lora: rank of the adapters that are trained in place of the weights; 0 = all weights are trained.
     """
 
     kind: str
@@ -130,6 +131,7 @@ class Transformer:
     checkpointing: bool = False
     element: int = 2
     state: int = 6
+    lora: int = 0
 
     @property
     def _matrices(self) -> int:
@@ -142,11 +144,17 @@ class Transformer:
         of_layer = self._matrices + 9 * self.width + self.inner
         return (self.vocabulary + self.positions + 4) * self.width + self.layers * of_layer
 
+    @property
+    def trained(self) -> int:
+        """Numbers that have gradients: all, or those of adapters."""
+        adapters = self.lora * self.layers * (4 * 2 * self.width + 2 * (self.width + self.inner))
+        return adapters or self.parameters
+
     def held(self) -> dict[str, float]:
         """Bytes from the first step to the last, by part."""
         return {
-            "encoder weights": float(self.element * self.parameters),
-            "encoder optimizer": float(self.state * self.parameters),
+            "encoder weights": float(self.element * (self.parameters + (self.trained if self.lora else 0))),
+            "encoder optimizer": float(self.state * self.trained),
         }
 
     def layer_activations(self, device: str) -> float:
@@ -170,18 +178,19 @@ class Transformer:
 
     def gradients(self, batch: int) -> float:
         """Held from the backward pass to the update."""
-        return float(self.element * self.parameters)
+        return float(self.element * self.trained)
 
     def flop(self, batch: int) -> float:
-        """Of one step: 2 for every weight and token, 4 tokens x width in attention, forward and twice backward."""
+        """Of one step: 2 for every weight and token, 4 tokens x width in attention; backward twice, once for LoRA."""
         forward = self.layers * batch * self.tokens * (2 * self._matrices + 4 * self.tokens * self.width)
-        return (4.0 if self.checkpointing else 3.0) * forward
+        backward = 1.0 if self.lora else 2.0  # frozen weights have no gradients
+        return (1.0 + backward + self.checkpointing) * forward
 
     def traffic(self, batch: int) -> float:
         """Bytes a step must move: weights, gradients and state, activations written and read."""
-        held = self.held()
         kept = self.activations(batch, "cuda")
-        return 4 * held["encoder weights"] + 2 * held["encoder optimizer"] + 2 * kept
+        frozen = self.parameters if self.lora else 0  # read forward and backward
+        return self.element * (4 * self.trained + 2 * frozen) + 2 * self.state * self.trained + 2 * kept
 
 
 Encoder = Given | Transformer

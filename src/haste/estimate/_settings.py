@@ -78,6 +78,7 @@ def _encoder(config: Config, num_inputs: int, terms: float, checkpointing: bool)
             checkpointing=checkpointing or settings.checkpointing,
             element=element,
             state=state,
+            lora=settings.lora,
         )
     widths = tuple(size for size in (settings.hidden, settings.features) if size)
     if settings.kind == "bag":
