@@ -7,6 +7,9 @@ SHELL := /bin/bash
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Two processes of one thread each: PyTorch's threads spin while they wait, and hold each other up.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 # The oldest triton that the kernels are compiled with; `make check` keeps it beside the environment.
 OLDEST := $(VENV)/triton-3.6
 
@@ -21,13 +24,13 @@ demo: $(INSTALLED)
 	$(BIN)/haste demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(INSTALLED) $(OLDEST) $(OLDEST_TEXT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Registers, shared memory and instructions of every kernel, shape and target, compiled without a GPU: an hour.
 aot: $(INSTALLED)

@@ -1,11 +1,12 @@
-"""A tiny transformer with random weights, and a tokenizer trained on the spot: nothing is downloaded."""
+"""A tiny transformer with random weights, and a tokenizer made on the spot: nothing is downloaded."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -17,10 +18,19 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def save_tokenizer(folder: Path, texts: Iterable[str], *, size: int = 200) -> PreTrainedTokenizerFast:
-    """Train a WordPiece tokenizer on some texts and save it as `transformers` does."""
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL))
+    """Save a WordPiece tokenizer of the letters and most frequent words of some texts, as `transformers` does.
+
+    `tokenizers` breaks ties between pieces in another order each time it trains: not a basis for tests.
+    """
+    split = pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+    letters = sorted(set("".join(words)))
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    pieces += frequent[: max(0, size - len(pieces))]
+    backend = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = split
+    backend.add_special_tokens(SPECIAL)
     around = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -62,7 +72,7 @@ def make_config(folder: Path, **encoder: Any) -> Config:
 
 def make(folder: Path, **encoder: Any) -> Transformer:
     """The transformer of these settings, not in training."""
-    built = build_encoder(make_config(folder, **encoder), 125)
+    built = build_encoder(make_config(folder, **encoder), 123)
     assert isinstance(built, Transformer)
     return built.eval()
 
@@ -70,6 +80,6 @@ def make(folder: Path, **encoder: Any) -> Transformer:
 def batch(extra: int = 0) -> tuple[Tensor, Tensor]:
     """Tokens of three documents and their mask, padded by some columns more."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, 125, (3, max(LENGTHS) + extra), generator=generator)
+    ids = torch.randint(5, 123, (3, max(LENGTHS) + extra), generator=generator)
     mask = (torch.arange(ids.shape[1]) < torch.tensor(LENGTHS)[:, None]).long()
     return ids * mask, mask

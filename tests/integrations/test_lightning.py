@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from haste.integrations import Collator
 from haste.integrations.lightning import RewireCallback
-from haste.optim import cosine_schedule
+from haste.nn import FanInLinear
+from haste.optim import SGD, cosine_schedule
 from haste.rewire import Schedule
 from integration_cases import TinyModel, documents, optimizers, pad, same
 
@@ -104,3 +106,16 @@ def test_features_are_needed_for_gradients(tmp_path: Path) -> None:
     callback = RewireCallback(2, regrow="random")
     fit(Module(True, features=False), callback, tmp_path)
     assert callback.history
+
+
+def test_a_resumed_accumulation_is_not_rewired_again() -> None:
+    callback = RewireCallback(interval=5, regrow="random")
+    module = SimpleNamespace(output=FanInLinear(8, 12, fan_in=3, group_size=4))
+    update = SGD(module.output.parameters(), lr=0.1)
+    trainer = SimpleNamespace(global_step=5, optimizers=[update], estimated_stepping_batches=20)
+    callback.on_train_start(trainer, module)
+    callback.on_train_batch_end(trainer, module, None, None, 0)  # a micro-batch of the sixth step
+    assert callback.history == []
+    trainer.global_step = 10
+    callback.on_train_batch_end(trainer, module, None, None, 1)
+    assert [row["step"] for row in callback.history] == [10]

@@ -70,3 +70,7 @@ def test_the_tail_of_a_model_starts_with_them() -> None:
 def test_only_where_the_documents_own_features_are_read() -> None:
     with pytest.raises(ValueError, match=r"output.inputs \(positives\) must be random unless the output layer reads"):
         Config.from_dict({"data": {"path": "x"}, "output": {"inputs": "positives"}})
+    straight = {"data": {"path": "x"}, "encoder": {"kind": "features", "features": 0}}
+    for change in ({"private_features": "slice"}, {"block": 16}, {"duplicates": True}):
+        with pytest.raises(ValueError, match=r"output.inputs \(positives\) must be random with"):
+            Config.from_dict({**straight, "output": {"inputs": "positives", "fan_in": 16, **change}})

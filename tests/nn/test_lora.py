@@ -17,7 +17,7 @@ KAHAN = {"name": "kahan_adamw", "lr": 1e-4}
 
 def trained(folder: Path, steps: int = 3, **encoder: object) -> tuple[Transformer, dict[str, Tensor]]:
     """A transformer with adapters after a few steps, and its parameters before them."""
-    model = build_model(make_config(folder, lora=4, **encoder), num_inputs=125, num_labels=20)
+    model = build_model(make_config(folder, lora=4, **encoder), num_inputs=123, num_labels=20)
     transformer = model.encoder.train()
     assert isinstance(transformer, Transformer)
     before = {name: x.detach().clone() for name, x in transformer.named_parameters()}
@@ -75,7 +75,7 @@ def test_merged_weights_give_the_same_features(tiny_bert: Path, dtype: str, tole
 def test_the_estimate_counts_adapters_as_what_trains(tiny_bert: Path) -> None:
     transformer = make(tiny_bert, lora=4)
     counted, full = (
-        workload_of(make_config(tiny_bert, lora=rank), num_labels=20, num_inputs=125).encoder for rank in (4, 0)
+        workload_of(make_config(tiny_bert, lora=rank), num_labels=20, num_inputs=123).encoder for rank in (4, 0)
     )
     trained = sum(x.numel() for x in transformer.parameters() if x.requires_grad)
     assert counted.gradients(1) == 4 * trained

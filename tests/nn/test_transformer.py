@@ -72,7 +72,7 @@ def test_an_architecture_is_made_again_without_its_folder(tiny_bert: Path) -> No
     architecture = encoder.architecture()
     assert str(tiny_bert) not in str(architecture)
     config = make_config(Path("/nowhere"), dtype="bfloat16", optim={"name": "kahan_adamw", "lr": 1e-4})
-    again = build_encoder(config, 125, architecture).eval()
+    again = build_encoder(config, 123, architecture).eval()
     again.load_state_dict(encoder.state_dict())
     assert {x.dtype for x in again.parameters()} == {torch.bfloat16}
     assert torch.equal(again(batch()), encoder(batch()))
@@ -134,5 +134,5 @@ def test_weights_must_be_safetensors(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_bert: Path) -> None:
-    with pytest.raises(ValueError, match=r"num_inputs \(126 tokens\) must not exceed the 125 that the model has"):
-        build_model(make_config(tiny_bert), num_inputs=126, num_labels=20)
+    with pytest.raises(ValueError, match=r"num_inputs \(124 tokens\) must not exceed the 123 that the model has"):
+        build_model(make_config(tiny_bert), num_inputs=124, num_labels=20)

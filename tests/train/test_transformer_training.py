@@ -163,11 +163,12 @@ def test_a_damaged_model_folder_is_refused(finished: Path, tmp_path: Path) -> No
     for name, change, message in (
         ("transformer.json", {"hidden_size": 64}, r"encoder.safetensors: .* must be"),
         ("transformer.json", {"model_type": None}, r"transformer.json: must be there and name a model_type"),
-        (
-            "transformer.json",
-            {"model_type": "no such"},
-            r"model_type \(no such\) must be one that",
-        ),
+        ("transformer.json", {"model_type": "no such"}, r"\(model_type no such\) cannot be made"),
+        ("transformer.json", {"hidden_size": "x"}, r"\(model_type bert\) cannot be made"),
+        ("transformer.json", {"num_attention_heads": 0}, r"\(model_type bert\) cannot be made"),
+        ("transformer.json", {"num_hidden_layers": 10**9}, r"num_hidden_layers \(1,000,000,000\) must not exceed"),
+        ("transformer.json", {"backbone": "some/model"}, r"backbone must not be set"),
+        ("transformer.json", {"nested": [{"auto_map": {"AutoModel": "code.Model"}}]}, r"auto_map must not be set"),
     ):
         folder = tmp_path / "model"
         shutil.rmtree(folder, ignore_errors=True)
@@ -176,6 +177,25 @@ def test_a_damaged_model_folder_is_refused(finished: Path, tmp_path: Path) -> No
         (folder / name).write_text(json.dumps({**values, **change}))
         with pytest.raises(ValueError, match=message):
             load_model(folder, device="cpu")
+
+
+def test_a_model_folder_chooses_no_kernels(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(finished / "model", folder)
+    values = json.loads((folder / "transformer.json").read_text())
+    names = {"_attn_implementation": "some/kernel", "attn_implementation": "some/kernel"}
+    (folder / "transformer.json").write_text(json.dumps({**values, **names}))
+    found = load_model(folder, device="cpu").model.encoder.model.config._attn_implementation
+    assert found in ("sdpa", "eager")
+
+
+def test_a_model_trained_with_flash_attention_opens_without_it(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(finished / "model", folder)
+    values = json.loads((folder / "config.json").read_text())
+    values["config"]["encoder"]["attention"] = "flash_attention_2"
+    (folder / "config.json").write_text(json.dumps(values))
+    load_model(folder, device="cpu")
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(bert_config: Callable[..., Config], tmp_path: Path) -> None:

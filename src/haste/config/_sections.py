@@ -200,8 +200,9 @@ take their weights along (0 = never)
         require(allowed, "output.regroup", self.regroup, must)
         allowed = self.block == 1 or not self.duplicates
         require(allowed, "output.duplicates", self.duplicates, "be false with output.block above 1")
-        allowed = self.inputs == "random" or (self.block == 1 and not self.duplicates and self.intermediate == 0)
-        must = "be random with output.block, output.duplicates or output.intermediate"
+        whole = self.block == 1 and not self.duplicates and self.intermediate == 0 and self.private_features == "none"
+        allowed = self.inputs == "random" or whole
+        must = "be random with output.block, output.duplicates, output.intermediate or output.private_features"
         require(allowed, "output.inputs", self.inputs, must)
 
 

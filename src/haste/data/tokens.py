@@ -76,9 +76,21 @@ class Tokenizer:
     backend: of the package tokenizers; what stands around a text and where it is cut is decided by it
     pad: id that batches are filled up with
     max_tokens: longest row
+    num_terms: one more than the largest id of the vocabulary
+
+    Raises:
+        ValueError: a padding token that is not of the vocabulary, or rows without room for a token.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: int, max_tokens: int) -> None:
+        # Once: some versions copy the vocabulary each time they are asked about it.
+        self.num_terms = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if not 0 <= pad < self.num_terms:
+            raise ValueError(f"the padding token ({pad}) must be in [0, {self.num_terms}), the vocabulary")
+        special = backend.num_special_tokens_to_add(False)
+        if max_tokens <= special:
+            raise ValueError(f"max_tokens ({max_tokens}) must be above {special}, the special tokens of a text")
+        self._dtype: type[np.generic] = np.uint16 if self.num_terms <= _MOST_UINT16 else np.int32
         direction = (backend.truncation or {}).get("direction", "right")
         backend.no_padding()
         backend.enable_truncation(max_tokens, direction=direction)
@@ -111,11 +123,6 @@ class Tokenizer:
         if max_tokens <= special:
             raise ValueError(f"data.max_tokens ({max_tokens}) must be above {special}, the special tokens of a text")
         return cls(found.backend_tokenizer, pad=found.pad_token_id, max_tokens=max_tokens)
-
-    @property
-    def num_terms(self) -> int:
-        """Tokens of the vocabulary."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def digest(self) -> str:
         """SHA-256 of all that decides the rows, in hexadecimal digits."""
@@ -166,10 +173,6 @@ class Tokenizer:
             raise ValueError(f"{path}: needs the package tokenizers; pip install 'haste-xmc[text]'") from None
         except Exception as error:  # noqa: BLE001, tokenizers raises nothing narrower
             raise ValueError(f"{path}: {error}; the file is damaged, get it again") from None
-
-    @property
-    def _dtype(self) -> type[np.generic]:
-        return np.uint16 if self.num_terms <= _MOST_UINT16 else np.int32
 
     def _description(self) -> str:
         """The tokenizer as JSON, with the length it cuts at and the token that pads."""

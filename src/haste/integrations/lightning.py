@@ -21,6 +21,10 @@ class RewireCallback(Rewiring, Callback):
 
     _seen = -1  # steps when it was last asked: batches of an accumulation share their number
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the steps of a checkpoint as seen: it was written after their rewiring."""
+        self._seen = trainer.global_step
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Rewire if that is due."""
         step = trainer.global_step

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from haste.config import Config, expand_path
+from haste.config import Config, Encoder, expand_path
 from haste.nn.encoders import Documents
 from haste.nn.lora import add_adapters, check_lora, merge_adapters
 from haste.optim._rule import Role
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 POOLINGS = ("cls", "mean", "max")
+_MOST_LAYERS = 1000  # of a description; the sizes of its tensors are checked against their file
+_ELSEWHERE = {  # keys that would make transformers look for another model
+    "auto_map",
+    "backbone",
+    "backbone_config",
+    "quantization_config",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+}
 _NOT_KEPT = ("_name_or_path", "auto_map", "dtype", "torch_dtype")  # of an architecture: where it was, and code
 
 
@@ -134,20 +143,36 @@ def build_transformer(config: Config, num_inputs: int, architecture: dict[str, A
     options: dict[str, Any] = {"trust_remote_code": False, "dtype": torch.float32}
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
+    if architecture is not None:
+        return _of_architecture(settings, num_inputs, architecture, options)
     with torch.random.fork_rng(devices=[]), _quiet(), _clear(settings.name):
         from transformers import AutoModel
 
         torch.manual_seed(config.run.seed)  # of weights that the files lack
-        if architecture is None:
-            model = AutoModel.from_pretrained(_place(settings.name), use_safetensors=True, **options)
-        else:
-            model = AutoModel.from_config(_config_of(architecture), **options)
+        model = AutoModel.from_pretrained(_place(settings.name), use_safetensors=True, **options)
     if settings.checkpointing:
         _keep_one_activation_a_layer(model)
     if settings.compile:
         model.compile()
-    lora = settings.lora if architecture is None else 0
-    return Transformer(model, num_inputs, settings.features, settings.pooling, lora=lora, seed=config.run.seed)
+    seed = config.run.seed
+    return Transformer(model, num_inputs, settings.features, settings.pooling, lora=settings.lora, seed=seed)
+
+
+def _of_architecture(
+    settings: Encoder, num_inputs: int, architecture: dict[str, Any], options: dict[str, Any]
+) -> Transformer:
+    """A transformer of a stranger's description perhaps: for predictions, so without what only training needs."""
+    if options.get("attn_implementation") == "flash_attention_2":  # a package that training had
+        del options["attn_implementation"]
+    with torch.random.fork_rng(devices=[]), _quiet():
+        from transformers import AutoModel
+
+        try:
+            model = AutoModel.from_config(_config_of(architecture), **options)
+            return Transformer(model, num_inputs, settings.features, settings.pooling)
+        except Exception as error:  # noqa: BLE001, whatever transformers makes of a damaged description
+            kind = architecture.get("model_type")
+            raise ValueError(f"the encoder's architecture (model_type {kind}) cannot be made; {_line(error)}") from None
 
 
 def _keep_one_activation_a_layer(model: PreTrainedModel) -> None:
@@ -210,14 +235,34 @@ def _positions(model: nn.Module) -> int | None:
 
 
 def _config_of(architecture: dict[str, Any]) -> PretrainedConfig:
+    """The description, without what would fetch code or weights from elsewhere.
+
+    Raises:
+        ValueError: it asks for such, for a model that is not known, or for too many layers.
+    """
     from transformers import AutoConfig
 
-    kind = architecture["model_type"]
-    try:
-        return type(AutoConfig.for_model(kind)).from_dict(architecture)
-    except ValueError as error:
-        must = "must be one that the installed version of transformers can make"
-        raise ValueError(f"model_type ({kind}) {must}; {_line(error)[:100]}") from None
+    kind = architecture.get("model_type")
+    described = type(AutoConfig.for_model(kind)).from_dict(_without_code(architecture))
+    if described.num_hidden_layers > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers ({described.num_hidden_layers:,}) must not exceed {_MOST_LAYERS}")
+    return described
+
+
+def _without_code(value: Any) -> Any:
+    """A description without names of kernels, which may be those of a hub.
+
+    Raises:
+        ValueError: it names a part that is a model of its own.
+    """
+    if isinstance(value, list):
+        return [_without_code(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for key in _ELSEWHERE & value.keys():
+        if value[key]:
+            raise ValueError(f"{key} must not be set: a model folder is read without looking elsewhere")
+    return {key: _without_code(item) for key, item in value.items() if "_implementation" not in key}
 
 
 def _place(name: str | None) -> str:
