@@ -2,6 +2,7 @@
 
 import argparse
 import typing
+from pathlib import Path
 from typing import NoReturn
 
 from haste.config import Data, settings
@@ -15,6 +16,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; {self.prog} --help explains the options")
+
+
+def add_runs(parser: Parser) -> None:
+    """Add the positional arguments of commands that take trained models."""
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folder or model folder; of several, the mean of their log-probabilities is ranked",
+    )
 
 
 def positive(text: str) -> int:

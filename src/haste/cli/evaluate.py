@@ -1,22 +1,15 @@
 """`haste evaluate RUN [RUN ...] [--split test]`."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from haste.cli._arguments import Parser
+from haste.cli._arguments import Parser, add_runs
 
 
 def run(argv: list[str]) -> None:
     """Print the metrics of a run's model, or of several as one."""
     parser = Parser(prog="haste evaluate", description="Metrics of a finished run on a split of its data.")
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="run folder or model folder; of several, the mean of their log-probabilities is ranked",
-    )
+    add_runs(parser)
     parser.add_argument("--split", default="test", choices=("train", "dev", "test"))
     parser.add_argument("--data", metavar="PATH", help="use this data instead of the run's data.path")
     parser.add_argument(

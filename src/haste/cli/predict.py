@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haste.cli._arguments import Parser, add_reading_options, positive, reading_options
+from haste.cli._arguments import Parser, add_reading_options, add_runs, positive, reading_options
 
 if TYPE_CHECKING:
     from haste.data.source import Record
@@ -18,13 +18,7 @@ _READS = {"text": "texts", "sparse": "sparse features", "dense": "dense features
 def run(argv: list[str]) -> None:
     """Print or write the best labels of documents."""
     parser = Parser(prog="haste predict", description="Best labels of new documents.")
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="run folder or model folder; of several, the mean of their log-probabilities is ranked",
-    )
+    add_runs(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, metavar="FILE", help="new documents in any format")
     source.add_argument("--text", help="one document, as typed")
