@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from haste.bench._case import size_of
 from haste.bench._harness import check
 from haste.estimate import Transformer, Workload
+from haste.estimate._memory import forget_peak, held, peak
 from haste.nn import HeadTail
 from haste.optim import SGD, KahanAdamW
 
@@ -141,26 +141,6 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
 
-def peak(device: torch.device) -> int:
-    """Return the most bytes since `forget_peak`: of PyTorch's allocator, or of the process."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM:")
-
-
-def forget_peak(device: torch.device) -> None:
-    """Start anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status does not tell {name}")
-
-
 def check_gradients(device: torch.device) -> float:
     """Compare the encoder's gradients behind the fused pass with those behind `loss`; return the largest error.
 
@@ -189,7 +169,7 @@ def measure(workload: Workload, device: torch.device, steps: int) -> dict[str, A
     first = EndToEnd(TINY, device)  # what the first step of any model brings is not this model's
     first.step(Clock(device))
     first.output.rewire(0.25, first.update, step=1)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS:")
+    before = held(device)
     clock = Clock(device)
     with clock.part("construction"):
         model = EndToEnd(workload, device)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from haste import optim
 from haste.estimate import Bag, Given, Workload
+from haste.estimate._memory import forget_peak, held, peak
 from haste.nn import Auxiliary, Features, HeadTail
 from haste.nn import Bag as BagEncoder
 
@@ -160,37 +160,15 @@ def _run(workload: Workload, device: torch.device, steps: int, mark: Callable[[s
 def _measured(workload: Workload, device: torch.device, steps: int) -> dict[str, int]:
     # What the first step of any model brings with it is not this model's: code, thread pools, autograd's.
     _run(_TINY, device, 1, lambda name: None)
-    before, found = _now(device), {}
+    before, found = held(device), {}
 
     def mark(name: str) -> None:
-        found[name] = _peak(device) - before
-        _forget_peak(device)
+        found[name] = peak(device) - before
+        forget_peak(device)
 
-    _forget_peak(device)
+    forget_peak(device)
     _run(workload, device, steps, mark)
     return found
-
-
-def _now(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS:")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM:")
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status does not tell {name}")
 
 
 def _main(given: dict[str, Any]) -> None:
