@@ -34,6 +34,7 @@ def _arrays() -> dict[str, bytes]:
         ("a.parquet", _arrays()["a.parquet"], "parquet"),
         ("a.txt", "one\ntwo\n", "raw"),
     ],
+    ids=["jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet", "txt"],
 )
 def test_texts_without_labels(tmp_path: Path, name: str, content: str | bytes, form: str) -> None:
     config = Data(path="not read", text="title") if name == "a.json" else CONFIG
@@ -58,6 +59,7 @@ def test_lines_that_look_like_numbers_are_texts_where_rows_do_not(tmp_path: Path
         ("a.npz", _arrays()["a.npz"], "npz", "sparse"),
         ("a.npy", _arrays()["a.npy"], "npz", "dense"),
     ],
+    ids=["split", "bow", "npz", "npy"],
 )
 def test_given_features(tmp_path: Path, name: str, content: str | bytes, form: str, kind: str) -> None:
     source = detect_input(make(tmp_path, {name: content}) / name, CONFIG)
