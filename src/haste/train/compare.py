@@ -40,7 +40,7 @@ class Plan:
     config: settings that all runs share
     systems: names in `SYSTEMS`
     seeds: each system is trained with each
-    sparsities: of sparse systems; None = as config says
+    sparsities: of sparse systems, and of the HASTE whose size a bottleneck has; None = as config says
     vary: dotted keys and values that change together, each a run of its own beside the system without them
     settings: system -> dotted keys that win over the system's own
     """
@@ -59,7 +59,7 @@ class Planned:
 
     name: of its folder
     system: name in `SYSTEMS`
-    sparsity: that was asked for
+    sparsity: that was asked for, where it decides the size
     change: the varied settings, "key=value", joined by +; "" = none
     config: all of its settings
     """
@@ -118,7 +118,7 @@ def planned_runs(plan: Plan, sizes: Sizes, output: Path) -> list[Planned]:
     seen: set[str] = set()
     for seed in plan.seeds:
         for name in plan.systems:
-            for sparsity in plan.sparsities if SYSTEMS[name].sparse else (None,):
+            for sparsity in plan.sparsities if SYSTEMS[name].sized else (None,):
                 for varied in ({}, *_variations(plan, name)):
                     change = "+".join(f"{key}={_shown(value)}" for key, value in varied.items())
                     slug = re.sub(r"[^\w.=+-]", "_", "-".join(_words(name, sparsity, change, seed)))

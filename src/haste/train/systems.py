@@ -79,13 +79,15 @@ class System:
 
     title: its name in tables
     text: what it is, in a line
-    sparse: whether labels read a part of the features, so that a sparsity can be asked for
+    sparse: whether labels read a part of the features
+    sized: whether a sparsity that is asked for decides its size
     changes: the dotted keys that make it
     """
 
     title: str
     text: str
     sparse: bool
+    sized: bool
     changes: Callable[[Shared], dict[str, Any]]
 
 
@@ -251,60 +253,70 @@ SYSTEMS = {
         title="dense",
         text="every label reads every feature (Renée)",
         sparse=False,
+        sized=False,
         changes=_dense,
     ),
     "dense-bf16": System(
         title="dense, bf16",
         text="the same with bfloat16 weights, stochastic rounding, and a Kahan-summed optimizer of the encoder (ELMO)",
         sparse=False,
+        sized=False,
         changes=_dense_bf16,
     ),
     "bottleneck": System(
         title="bottleneck",
         text="every label reads a narrow linear layer, with as many multiplications as HASTE",
         sparse=False,
+        sized=True,
         changes=_bottleneck,
     ),
     "block-sparse": System(
         title="block-sparse",
         text="groups of 16 labels read whole blocks of 16 inputs, replaced at random",
         sparse=True,
+        sized=True,
         changes=_block_sparse,
     ),
     "rigl": System(
         title="RigL",
         text="every label reads inputs of its own, the weakest replaced where the gradient is largest",
         sparse=True,
+        sized=True,
         changes=_rigl,
     ),
     "fixed-fan-in": System(
         title="fixed fan-in",
         text="every label reads inputs of its own, the weakest replaced at random (SET); squared hinge",
         sparse=True,
+        sized=True,
         changes=_fixed_fan_in,
     ),
     "spartex": System(
         title="Spartex",
         text="fixed fan-in with an auxiliary objective that fades out",
         sparse=True,
+        sized=True,
         changes=_spartex,
     ),
     "spartex-intermediate": System(
         title="Spartex, intermediate",
         text="Spartex behind one more layer as wide as the features",
         sparse=True,
+        sized=True,
         changes=_spartex_intermediate,
     ),
     "static": System(
         title="static",
         text="HASTE whose links stay as they are drawn",
         sparse=True,
+        sized=True,
         changes=_static,
     ),
     "haste": System(
         title="HASTE",
         text="dense head of frequent labels; groups of the others share inputs, replaced during training",
         sparse=True,
+        sized=True,
         changes=_haste,
     ),
 }
