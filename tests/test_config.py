@@ -83,6 +83,12 @@ def test_keys_of_a_partial_file_can_be_checked_alone() -> None:
             r"optim.encoder.lr \(0.005\) must be at most 0.001 for a transformer; 0.00005 is usual",
         ),
         ("encoder", {"kind": "transformer", "name": "x", "hidden": 8}, r"encoder.hidden \(8\) must be 0 for a transf"),
+        ("encoder", {"autocast": True}, r"encoder.autocast \(True\) must be false unless encoder.kind is transformer"),
+        (
+            "encoder",
+            {"kind": "transformer", "name": "x", "features": 0, "dtype": "bfloat16", "autocast": True},
+            r"encoder.autocast \(True\) must be false with encoder.dtype bfloat16, which computes in bfloat16 as it is",
+        ),
         ("encoder", {"checkpointing": True}, r"encoder.checkpointing \(True\) must be false unless encoder.kind is"),
         ("encoder", {"lora": 4}, r"encoder.lora \(4\) must be 0 unless encoder.kind is transformer"),
         ("encoder", {"attention": "sdpa"}, r"encoder.attention \(sdpa\) must be auto unless encoder.kind is transf"),

@@ -52,6 +52,7 @@ def test_frequencies_fall_by_a_power_law() -> None:
 
 def test_cases_are_those_of_the_papers() -> None:
     found = {name: (case.num_labels, case.fan_in, case.batch_size) for name, case in end_to_end.CASES.items()}
+    assert found.pop("mixed-precision") == (200_000, 64, 128)
     assert found == {"amazon-3m": (2_812_281, 128, 128), "lf-paper2keywords": (8_623_847, 64, 128)}
     for case in end_to_end.CASES.values():
         assert (case.rule, case.dtype, case.in_features) == ("sgd", "bfloat16", 768)
@@ -70,6 +71,8 @@ def test_claims() -> None:
         "estimate within a tenth": False,
         "peak <= 4.0 GiB": False,
     }
+    mixed = end_to_end._claims("mixed-precision", record, True, torch.device("cuda"))
+    assert mixed == {"estimate within a tenth": False}
     assert end_to_end._claims("amazon-3m", record, True, CPU) == {"estimate within a tenth": False}
 
 

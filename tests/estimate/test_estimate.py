@@ -161,8 +161,10 @@ class Attending(nn.Module):
         return self.norms[1](x + nn.functional.dropout(self.down(nn.functional.gelu(self.up(x))), 0.1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_of_a_transformer_are_what_autograd_keeps(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)]
+)
+def test_activations_of_a_transformer_are_what_autograd_keeps(dtype: torch.dtype, autocast: bool) -> None:
     width, inner, batch, tokens, depth = 64, 256, 3, 40, 4
     layers = nn.Sequential(*(Attending(width, inner, 4) for _ in range(depth))).to(dtype)
     own = {parameter.untyped_storage().data_ptr() for parameter in layers.parameters()}
@@ -176,13 +178,22 @@ def test_activations_of_a_transformer_are_what_autograd_keeps(dtype: torch.dtype
         alive.append(x)
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         layers(torch.randn((batch, tokens, width), dtype=dtype))
-    element = dtype.itemsize
     model = Transformer(
-        kind="test", layers=depth, width=width, inner=inner, vocabulary=1, heads=4, tokens=tokens, element=element
+        kind="test",
+        layers=depth,
+        width=width,
+        inner=inner,
+        vocabulary=1,
+        heads=4,
+        tokens=tokens,
+        element=dtype.itemsize,
+        autocast=autocast,
     )
-    expected = depth * batch * tokens * model.layer_activations("cpu")
+    embeddings = batch * tokens * (2 * dtype.itemsize * width + 24)
+    expected = model.activations(batch, "cpu") - embeddings
     assert sum(kept.values()) == pytest.approx(expected, rel=0.05)
 
 
@@ -207,12 +218,13 @@ def test_transformers_of_settings_are_found_by_name(name: str) -> None:
 def test_a_transformer_in_a_folder_has_the_sizes_written_there(tmp_path: Path) -> None:
     sizes = {"dim": 48, "n_layers": 3, "hidden_dim": 96, "vocab_size": 1000, "max_position_embeddings": 64}
     (tmp_path / "config.json").write_text(json.dumps(sizes))
-    encoder = {"kind": "transformer", "name": str(tmp_path), "features": 0}
+    encoder = {"kind": "transformer", "name": str(tmp_path), "features": 0, "autocast": True}
     values = {"data": {"path": "x"}, "encoder": encoder, "output": {"fan_in": 8}, "optim": {"encoder": {"lr": 1e-5}}}
     workload = workload_of(Config.from_dict(values), num_labels=10, num_inputs=1)
     found = workload.encoder
     assert isinstance(found, Transformer)
     assert (found.width, found.layers, found.inner, found.vocabulary, found.positions) == (48, 3, 96, 1000, 64)
+    assert (found.autocast, found.element, found.computed) == (True, 4, 2)
     assert workload.in_features == 48
     del sizes["n_layers"]
     (tmp_path / "config.json").write_text(json.dumps(sizes))

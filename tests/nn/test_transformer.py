@@ -58,6 +58,25 @@ def test_checkpointing_gives_the_same_gradients(tiny_bert: Path) -> None:
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+@pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"features": 48, "pooling": "max"}, {"lora": 2}])
+def test_mixed_precision_rounds_products_alone(tiny_bert: Path, changes: dict[str, Any]) -> None:
+    found = []
+    for autocast in (False, True):
+        encoder = make(tiny_bert, autocast=autocast, **changes)
+        for parameter in encoder.parameters():  # adapters start from zero
+            if not parameter.any():
+                parameter.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+        assert {x.dtype for x in encoder.parameters()} == {torch.float32}
+        features = encoder(batch())
+        assert features.dtype == torch.float32
+        features.square().sum().backward()
+        gradients = [x.grad.flatten() for x in encoder.parameters() if x.grad is not None]
+        found.append([features.detach(), torch.cat(gradients)])
+    for exact, mixed in zip(*found, strict=True):
+        assert not torch.equal(exact, mixed)
+        assert (mixed - exact).norm() <= 0.02 * exact.norm()
+
+
 def test_every_parameter_is_used_and_norms_do_not_decay(tiny_bert: Path) -> None:
     encoder = make(tiny_bert)
     encoder(batch()).square().sum().backward()

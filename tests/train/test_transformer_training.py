@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "output": {"dtype": "bfloat16"},
         "optim": {"encoder": {"name": "kahan_adamw", "state_dtype": "bfloat16", "lr": 1e-3}},
     },
+    "mixed precision": {"encoder": {"autocast": True, "features": 48}},
     "checkpointing": {"encoder": {"checkpointing": True, "features": 48, "pooling": "cls"}},
     "adapters": {"encoder": {"lora": 4, "checkpointing": True, "features": 48}},
     "adapters in low precision": {

@@ -20,7 +20,7 @@ from haste.bench._harness import check
 from haste.estimate import Transformer, Workload
 from haste.estimate._memory import forget_peak, held, peak
 from haste.nn import HeadTail
-from haste.optim import SGD, KahanAdamW
+from haste.optim import SGD, AdamW, KahanAdamW
 
 PARTS = ("data", "encoder forward", "output", "encoder backward", "optimizer")
 TINY = Workload(
@@ -56,7 +56,11 @@ class EndToEnd:
             device=device,
         )
         self.update = SGD(self.output.layer_parameters(), lr=0.01)
-        self.optimizer = KahanAdamW(self.encoder.parameters(), lr=1e-4, state_dtype=torch.bfloat16)
+        self.optimizer: AdamW = (
+            AdamW(self.encoder.parameters(), lr=1e-4)
+            if encoder.element == 4
+            else KahanAdamW(self.encoder.parameters(), lr=1e-4, state_dtype=torch.bfloat16)
+        )
         self.loss = torch.zeros(())
 
     def batch(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -71,11 +75,16 @@ class EndToEnd:
         offsets = nn.functional.pad(fresh.sum(dim=1).cumsum(0), (1, 0))
         return ids.to(self.device), (offsets.to(self.device), labels[fresh].to(self.device))
 
+    def autocast(self) -> torch.autocast:
+        """What the encoder computes in."""
+        mixed = getattr(self.workload.encoder, "autocast", False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
+
     def step(self, clock: "Clock") -> None:
         """Train on a batch."""
         with clock.part("data"):
             ids, positives = self.batch()
-        with clock.part("encoder forward"):
+        with clock.part("encoder forward"), self.autocast():
             features = self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
         with clock.part("output"):
             loss = self.output.step(features, positives, self.update)

@@ -1,8 +1,8 @@
 """Claim end-to-end: a step of encoder and output layer by part, its memory, and how good the estimate of that is.
 
-The shapes are those of HASTE's Table 1 (Amazon-3M with F=128 and no momentum), each with and without gradient
-checkpointing. A GPU does them whole; a CPU a tenth of the labels, B=16. Every one is measured in a fresh process, in
-which memory that is freed goes back to the system.
+The shapes are those of HASTE's Table 1 (Amazon-3M with F=128 and no momentum), and DistilBERT in mixed precision, each
+with and without gradient checkpointing. A GPU does them whole; a CPU a tenth of the labels, B=16. Every one is measured
+in a fresh process, in which memory that is freed goes back to the system.
 """
 
 import json
@@ -18,13 +18,19 @@ import torch
 from haste.bench import machine
 from haste.bench._end_to_end import PARTS, TINY
 from haste.bench._harness import CheckError
-from haste.estimate import DEVICES, Device, Transformer, Workload, estimate
+from haste.estimate import DEVICES, MODELS, Device, Transformer, Workload, estimate
 from haste.estimate.published import TABLE_1
 
 _ROWS = {row.name: row.workload for row in TABLE_1}
 CASES: dict[str, Workload] = {
     "amazon-3m": replace(_ROWS["Amazon-3M"], fan_in=128, rule="sgd"),
     "lf-paper2keywords": _ROWS["LF-Paper2Keywords-8.6M"],
+    "mixed-precision": replace(
+        _ROWS["LF-Paper2Keywords-8.6M"],
+        num_labels=200_000,
+        private_features="none",
+        encoder=replace(MODELS["distilbert"], element=4, autocast=True, state=8),
+    ),
 }
 TARGETS_GIB = {"amazon-3m": 3.0, "lf-paper2keywords": 4.0}  # with gradient checkpointing
 _WITHIN = 0.1  # of what was measured an estimate must be
@@ -116,7 +122,7 @@ def _measured(workload: Workload, device: torch.device, threads: int, repeats: i
 
 def _claims(name: str, record: dict[str, Any], checkpointing: bool, device: torch.device) -> dict[str, bool]:
     claims = {"estimate within a tenth": abs(record["estimated_over_measured"] - 1) <= _WITHIN}
-    if checkpointing and device.type != "cpu":
+    if checkpointing and device.type != "cpu" and name in TARGETS_GIB:
         claims[f"peak <= {TARGETS_GIB[name]} GiB"] = record["peak"] <= TARGETS_GIB[name] * 2**30
     return claims
 

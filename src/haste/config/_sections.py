@@ -113,6 +113,7 @@ the transformer; one of another width is projected
     normalize: scale the input of every document to unit length; not of a transformer
     lora: rank of the adapters (LoRA) that are trained in place of a transformer's weights; 0 = all weights are trained
     dtype: of its weights; bfloat16 trains with optim.encoder.name kahan_adamw
+    autocast: a transformer computes in bfloat16 with float32 weights (mixed precision)
     attention: of a transformer; auto = what the package transformers takes, flash_attention_2 needs its own package
     checkpointing: a transformer keeps one activation a layer and computes the others again: less memory, more time
     compile: compile a transformer with torch.compile
@@ -128,6 +129,7 @@ the transformer; one of another width is projected
     normalize: bool = True
     lora: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    autocast: bool = False
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     checkpointing: bool = False
     compile: bool = False
@@ -142,9 +144,11 @@ the transformer; one of another width is projected
         require(allowed, "encoder.features", 0, must)
         must = "be {} unless encoder.kind is transformer"
         require(transformer or self.attention == "auto", "encoder.attention", self.attention, must.format("auto"))
-        for name in ("checkpointing", "compile"):
+        for name in ("autocast", "checkpointing", "compile"):
             require(transformer or not getattr(self, name), self._key(name), True, must.format("false"))
         require(transformer or self.lora == 0, "encoder.lora", self.lora, must.format("0"))
+        must = "be false with encoder.dtype bfloat16, which computes in bfloat16 as it is"
+        require(not self.autocast or self.dtype == "float32", "encoder.autocast", True, must)
         require(not transformer or self.hidden == 0, "encoder.hidden", self.hidden, "be 0 for a transformer")
         require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "be in [0, 1)")
 

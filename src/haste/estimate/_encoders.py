@@ -10,6 +10,10 @@ and of the activation (i). With i = 4 h and e = 2 this is the 34 h of Korthikant
 attention matrices. With gradient checkpointing every layer keeps its input, e h, and one layer at a time the rest.
 A CPU has no such attention with dropout: there 12 T bytes a head are kept too, three float32 rows of T tokens, and
 query, key and value in float32 instead of bfloat16 (6 h more).
+
+In mixed precision e is 2 and weights, their gradients and the stream between layers are float32: 8 h more, for the
+norms read float32 (4 h) and query, key and value each a bfloat16 copy of their own (4 h). The weights of the linear
+layers have such copies too, from the forward to the backward pass, or with gradient checkpointing a layer at a time.
 """
 
 import math
@@ -116,6 +120,7 @@ class Transformer:
         tokens: of a document.
         checkpointing: keep one activation a layer and compute the others again in the backward pass.
         element: bytes of a weight and of an activation: 2 = bfloat16, 4 = float32.
+        autocast: weights are float32, products bfloat16 (mixed precision).
         state: bytes that the optimizer keeps for a weight; 6 = two moments and the compensation, all bfloat16.
         lora: rank of the adapters that are trained in place of the weights; 0 = all weights are trained.
     """
@@ -130,8 +135,14 @@ class Transformer:
     tokens: int = 128
     checkpointing: bool = False
     element: int = 2
+    autocast: bool = False
     state: int = 6
     lora: int = 0
+
+    @property
+    def computed(self) -> int:
+        """Bytes of a number in a product."""
+        return 2 if self.autocast else self.element
 
     @property
     def _matrices(self) -> int:
@@ -159,22 +170,27 @@ class Transformer:
 
     def layer_activations(self, device: str) -> float:
         """Held of one layer for every token."""
-        kept = self.element * (8 * self.width + 2 * self.inner)
+        kept = self.computed * (8 * self.width + 2 * self.inner) + (8 * self.width if self.autocast else 0)
         if device != "cpu":
             return kept + 2 * self.width
-        matrices = 12.0 * self.heads * self.tokens + (6 * self.width if self.element == 2 else 0)
-        return kept + 2 * self.element * self.width + matrices
+        matrices = 12.0 * self.heads * self.tokens + (6 * self.width if self.computed == 2 else 0)
+        return kept + 2 * self.computed * self.width + matrices
+
+    def _copies(self, layers: int) -> float:
+        """Held of the weights of so many layers beside those that are trained."""
+        return 2.0 * layers * self._matrices if self.autocast else 0.0
 
     def activations(self, batch: int, device: str) -> float:
         """Held from the forward to the backward pass."""
         per_token = self.layers * (self.element * self.width if self.checkpointing else self.layer_activations(device))
         embeddings = 2 * self.element * self.width + 3 * 8  # before its norm and after dropout; token numbers
-        return batch * self.tokens * (per_token + embeddings)
+        return batch * self.tokens * (per_token + embeddings) + self._copies(0 if self.checkpointing else self.layers)
 
     def backward(self, batch: int, device: str) -> float:
         """Temporaries: two gradients of the inner width, and a layer computed again under checkpointing."""
         again = self.layer_activations(device) if self.checkpointing else 0.0
-        return batch * self.tokens * (again + 2 * self.element * self.inner)
+        copies = self._copies(1 if self.checkpointing else 0)
+        return batch * self.tokens * (again + 2 * self.computed * self.inner) + copies
 
     def gradients(self, batch: int) -> float:
         """Held from the backward pass to the update."""

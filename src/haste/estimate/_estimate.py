@@ -88,7 +88,8 @@ def estimate(workload: Workload, device: Device, *, run: bool = False) -> Estima
         "output": sum(layer.traffic(batch) for layer in layers),
         "encoder": sum(e.traffic(batch) for e in encoder),
     }
-    rates = {"output": workload.dtype, "encoder": "bfloat16" if _low_precision(workload) else "float32"}
+    low = getattr(workload.encoder, "computed", 4) == 2 or _low_precision(workload)
+    rates = {"output": workload.dtype, "encoder": "bfloat16" if low else "float32"}
     return Estimate(
         workload=workload,
         device=device,

@@ -77,6 +77,7 @@ def _encoder(config: Config, num_inputs: int, terms: float, checkpointing: bool)
             tokens=config.data.max_tokens,
             checkpointing=checkpointing or settings.checkpointing,
             element=element,
+            autocast=settings.autocast,
             state=state,
             lora=settings.lora,
         )

@@ -43,6 +43,7 @@ class Transformer(nn.Module):
         features: width of the result; 0 = the model's.
         pooling: cls, mean or max.
         lora: rank of the adapters (LoRA) that are trained in place of the model's weights; 0 = all weights are.
+        autocast: compute the model in bfloat16 from float32 weights (mixed precision); norms and sums stay float32.
         seed: of the initial values of adapters and of the projection, N(0, 1 / width).
 
     Biases and norms (parameters of one dimension) have no weight decay with the optimizers of `haste.optim`.
@@ -60,6 +61,7 @@ class Transformer(nn.Module):
         pooling: str = "mean",
         *,
         lora: int = 0,
+        autocast: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class Transformer(nn.Module):
             model.pooler = None
         if lora:
             add_adapters(model, lora, seed=seed)
-        self.lora = lora
+        self.lora, self.autocast = lora, autocast
         width = model.config.hidden_size
         self.model, self.pooling, self.num_inputs = model, pooling, num_inputs
         self.out_features = features or width
@@ -98,7 +100,10 @@ class Transformer(nn.Module):
         if isinstance(batch, Tensor) or len(batch) != 2:
             raise ValueError("documents must be tokens (ids, mask) for a transformer; encode texts with its tokenizer")
         ids, mask = batch
-        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        with torch.autocast(ids.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext():
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.autocast:
+            states = states.float()  # of a model that ends with another layer than a norm
         if self.pooling == "cls":
             h = states[:, 0]
         elif self.pooling == "mean":
@@ -154,8 +159,15 @@ def build_transformer(config: Config, num_inputs: int, architecture: dict[str, A
         _keep_one_activation_a_layer(model)
     if settings.compile:
         model.compile()
-    seed = config.run.seed
-    return Transformer(model, num_inputs, settings.features, settings.pooling, lora=settings.lora, seed=seed)
+    return Transformer(
+        model,
+        num_inputs,
+        settings.features,
+        settings.pooling,
+        lora=settings.lora,
+        autocast=settings.autocast,
+        seed=config.run.seed,
+    )
 
 
 def _of_architecture(
@@ -169,7 +181,7 @@ def _of_architecture(
 
         try:
             model = AutoModel.from_config(_config_of(architecture), **options)
-            return Transformer(model, num_inputs, settings.features, settings.pooling)
+            return Transformer(model, num_inputs, settings.features, settings.pooling, autocast=settings.autocast)
         except Exception as error:  # noqa: BLE001, whatever transformers makes of a damaged description
             kind = architecture.get("model_type")
             raise ValueError(f"the encoder's architecture (model_type {kind}) cannot be made; {_line(error)}") from None
