@@ -79,8 +79,13 @@ def test_a_run_records_diagnostics_times_and_deciles(tiny_config: Callable[..., 
     times = next(row["step_ms"] for row in rows if row["kind"] == "train")
     parts = ["data", "encoder_forward", "output", "encoder_backward", "optimizer", "rewire"]
     assert list(times) == parts
+    sizes = next(row["step_mib"] for row in rows if row["kind"] == "train")
+    assert list(sizes) == parts[:-1]  # the first step, which is watched, rewires nothing
+    assert min(sizes.values()) > 50  # of the process: Python and libraries too
     record = json.loads((folder / "run.json").read_text())
     assert record["timed_steps"] == 32
+    assert list(record["step_peak_bytes"]) == parts[:-1]
+    assert max(record["step_peak_bytes"].values()) <= record["peak_memory_bytes"]
     assert list(record["step_seconds"]) == parts
     assert 0 < sum(record["step_seconds"].values()) <= record["seconds"]["train"] + 0.001
 
@@ -143,8 +148,24 @@ def test_times_are_sums_over_steps() -> None:
         with times.part("b"):
             pass
         times.end_step()
-    taken, steps = times.take()
+    taken, peaks, steps = times.take()
     assert steps == 3
-    assert list(taken) == ["a", "b"]
+    assert list(taken) == list(peaks) == ["a", "b"]
     assert taken["a"] >= 0.003 > taken["b"] >= 0
-    assert times.take() == ({}, 0)
+    assert times.take() == ({}, {}, 0)
+
+
+def test_every_part_of_the_first_step_has_its_own_peak_of_memory() -> None:
+    times, sizes = StepTimes(torch.device("cpu")), (200, 400, 300)  # MiB; the second step is not watched
+    found = []
+    for size in sizes:
+        with times.part("large"):
+            torch.ones(size << 20, dtype=torch.uint8)
+        with times.part("small"):
+            pass
+        times.end_step()
+        if size != 200:
+            found.append(times.take()[1])
+    for peaks, size in zip(found, (200, 300), strict=True):
+        assert 0.9 * size < (peaks["large"] - peaks["small"]) / 2**20 < 1.1 * size
+    assert times.peak >= found[1]["small"] + 0.9 * (400 << 20)  # of the step that was not watched

@@ -42,7 +42,8 @@ def rows(folder: Path, *, without_times: bool = False) -> list[dict[str, Any]]:
     for line in lines:
         if without_times:
             del line["seconds"]
-            line.pop("step_ms", None)
+            for name in ("step_ms", "step_mib"):
+                line.pop(name, None)
     return lines
 
 

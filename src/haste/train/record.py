@@ -11,6 +11,7 @@ from torch import nn
 import haste
 from haste import ops
 from haste.bench.machine import commit, device_name, package_version
+from haste.train.timing import StepTimes
 
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "transformers", "tokenizers")
 
@@ -43,6 +44,15 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_peaks(times: StepTimes) -> dict[str, int]:
+    """Most bytes of a run so far: of the process, and of PyTorch's allocator where the device is a GPU."""
+    device = times.device
+    if device.type != "cuda":
+        return {"peak_memory_bytes": max(peak_memory(), times.peak)}
+    of_device = max(torch.cuda.max_memory_allocated(device), times.peak)
+    return {"peak_memory_bytes": peak_memory(), "peak_device_memory_bytes": of_device}
 
 
 def model_size(model: nn.Module) -> dict[str, dict[str, int]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from haste.config import Config
 from haste.data.dataset import Dataset
@@ -24,7 +23,7 @@ from haste.train.given_data import load_given
 from haste.train.loop import Loop
 from haste.train.model_folder import TrainedModel, save_model
 from haste.train.progress import Progress, duration, print_line
-from haste.train.record import environment, model_size, peak_memory
+from haste.train.record import environment, model_size, run_peaks
 from haste.train.run_folder import RunFolder
 from haste.train.signals import Interrupted, StopRequest
 
@@ -107,6 +106,7 @@ class _Run:
         self.seconds = {"data": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.evaluation_steps = max(1, round(config.run.evaluate_every * loop.steps_per_epoch))
         self.step_seconds: dict[str, float] = {}
+        self.step_peaks: dict[str, int] = {}
         self.timed_steps = self.tokens = 0
         self.pads = loop.batches.pads()
         self.grouping: dict[str, float] = {}
@@ -146,6 +146,7 @@ class _Run:
             for phase, seconds in self.record["seconds"].items():
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
             self.step_seconds = dict(self.record.get("step_seconds", {}))
+            self.step_peaks = dict(self.record.get("step_peak_bytes", {}))
             self.timed_steps = self.record.get("timed_steps", 0)
             self.tokens = self.record.get("tokens", {}).get("trained", 0)
             self.grouping = self.record.get("grouping", {})
@@ -197,7 +198,7 @@ class _Run:
                 self._note("regroup", loop.regroup())
             if place.step % _WINDOW == 0 or place.step == loop.total_steps:
                 rates = {f"lr_{name}": float(schedule.get_last_lr()[0]) for name, schedule in loop.schedules.items()}
-                self._note("train", {"loss": loop.window_loss(), **rates, "step_ms": self._step_times()})
+                self._note("train", {"loss": loop.window_loss(), **rates, **self._step_parts()})
                 loop.empty_window()
             seconds = time.perf_counter() - started
             self.seconds["train"] += seconds
@@ -263,9 +264,10 @@ class _Run:
             pairs = f", {filtered[name]:,} pairs filtered" if name in filtered else ""
             progress.log(f"{name}: {shown}  (a {a}, b {b}{pairs})")
         chosen = "the best on dev" if self.place.best_step is not None else "the last"
+        memory = self.record["peak_memory_bytes"] / 2**20
         progress.log(
             f"{self.folder.model}: the model of step {step}, {chosen}; "
-            f"{duration(sum(self.seconds.values()))}, {peak_memory() / 2**20:,.0f} MiB of memory at most"
+            f"{duration(sum(self.seconds.values()))}, {memory:,.0f} MiB of memory at most"
         )
 
     def _metrics(self, name: str) -> tuple[dict[str, float], np.ndarray]:
@@ -280,13 +282,16 @@ class _Run:
         constants = self.config.data.propensity
         return constants.a, constants.b
 
-    def _step_times(self) -> dict[str, float]:
-        """Milliseconds of the parts of a step, mean of those since the last call."""
-        taken, steps = self.loop.times.take()
+    def _step_parts(self) -> dict[str, dict[str, float]]:
+        """Milliseconds of the parts of a step, mean of those since the last call, and MiB at most in each."""
+        taken, peaks, steps = self.loop.times.take()
         for part, seconds in taken.items():
             self.step_seconds[part] = self.step_seconds.get(part, 0.0) + seconds
+        for part, size in peaks.items():
+            self.step_peaks[part] = max(size, self.step_peaks.get(part, 0))
         self.timed_steps += steps
-        return {part: round(1000 * seconds / steps, 3) for part, seconds in taken.items()}
+        milliseconds = {part: round(1000 * seconds / steps, 3) for part, seconds in taken.items()}
+        return {"step_ms": milliseconds, "step_mib": {part: round(size / 2**20, 1) for part, size in peaks.items()}}
 
     def _tokens(self) -> dict[str, float]:
         """Tokens trained on, pads apart, and a second of training; and the shares of pads."""
@@ -325,9 +330,6 @@ class _Run:
         }
         if self.dataset.points is not None:
             sizes["label_texts"] = len(self.dataset.points) - len(self.dataset.train)
-        memory = {"peak_memory_bytes": peak_memory()}
-        if self.loop.device.type == "cuda":
-            memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(self.loop.device)
         self.record = {
             "status": status,
             "step": self.place.step,
@@ -338,11 +340,12 @@ class _Run:
             "model": model_size(self.loop.model),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "step_seconds": {name: round(value, 6) for name, value in self.step_seconds.items()},
+            "step_peak_bytes": self.step_peaks,
             "timed_steps": self.timed_steps,
             **({"tokens": self._tokens()} if self.pads else {}),
             **({"grouping": {k: round(v, 4) for k, v in self.grouping.items()}} if self.grouping else {}),
             "documents": self.fingerprint,
-            **{name: max(size, self.record.get(name, 0)) for name, size in memory.items()},
+            **{name: max(size, self.record.get(name, 0)) for name, size in run_peaks(self.loop.times).items()},
         }
         write_json(self.folder.record, self.record)
 
