@@ -142,6 +142,12 @@ def test_an_auxiliary_classifier_needs_an_encoder() -> None:
         Config.from_dict(values)
 
 
+def test_groups_by_texts_are_semantic() -> None:
+    values = {"data": {"path": "x"}, "output": {"grouping": "random"}, "label_texts": {"group": True}}
+    with pytest.raises(ValueError, match=r"label_texts.group \(True\) must be false with output.grouping random"):
+        Config.from_dict(values)
+
+
 def test_data_path_must_be_given() -> None:
     with pytest.raises(ValueError, match=r"data.path must be given"):
         Config.from_dict({})

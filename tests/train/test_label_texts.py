@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from haste import Classifier
 from haste.config import Config
@@ -15,6 +16,7 @@ from haste.data.dataset import load_dataset
 from haste.data.formats import Record
 from haste.nn import HeadTail
 from haste.nn.initial import start_from_documents
+from haste.train.alike import by_texts
 from haste.train.checkpoint import load_checkpoint, save_checkpoint
 from haste.train.evaluate import evaluate_run, predict
 from haste.train.loop import Loop
@@ -28,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "share": {"train": True, "share": 0.3},
     "init": {"init": True},
     "both": {"train": True, "init": True},
+    "group": {"group": True},
 }
 
 
@@ -171,7 +174,7 @@ def test_weights_from_documents_are_what_the_formula_says(num_head_labels: int, 
 
 
 def test_labels_of_documents_in_memory_have_no_texts(described: Callable[..., Config]) -> None:
-    message = r"label_texts\.train and label_texts\.init must be false: the labels of this data have no texts"
+    message = r"label_texts\.train, init and group must be false: the labels of this data have no texts"
     with pytest.raises(ValueError, match=message):
         Classifier(preset=None, config={"label_texts": {"train": True}}, verbose=False).fit(["aa bb"] * 9, [["a"]] * 9)
     config = described(label_texts={"init": True})
@@ -184,3 +187,34 @@ def test_a_share_outside_its_limits_is_refused(described: Callable[..., Config])
     for share in (0.0, 1.5):
         with pytest.raises(ValueError, match=rf"label_texts\.share \({share}\) must be above 0, and 1 at most"):
             described(label_texts={"train": True, "share": share})
+
+
+def test_labels_with_texts_are_grouped_by_them_and_others_by_their_documents() -> None:
+    """Rows 0 to 3 are documents; 4 and 5 are the texts of labels 0 and 2."""
+    features = csr_matrix(np.arange(12.0).reshape(6, 2))
+    truth = csr_matrix(np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]]))
+    rows, positives = by_texts(features, truth, 4)
+    assert rows.shape == (4, 2)
+    assert rows[:].toarray().tolist() == [[0, 1], [4, 5], [8, 9], [10, 11]]
+    assert rows[np.array([3, 0])].toarray().tolist() == [[10, 11], [0, 1]]
+    assert positives.toarray().tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("by_text", [True, False])
+def test_groups_are_of_labels_whose_texts_or_whose_documents_are_alike(
+    tiny_config: Callable[..., Config], tmp_path: Path, by_text: bool
+) -> None:
+    """Label n has the documents of n // 4 and the text of n % 2."""
+    for split, size in (("train", 80), ("dev", 8)):
+        rows = ({"text": f"page{n % 8 // 4} of", "labels": [str(n % 8)]} for n in range(size))
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = ({"label": str(n), "text": f"name{n % 2} is"} for n in range(8))
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tiny_config(
+        data={"path": str(tmp_path), "min_df": 1},
+        output={"head_ratio": 0.0, "group_size": 4, "fan_in": 4},
+        label_texts={"group": by_text, "init": True},
+    )
+    output = make_loop(config).model.output
+    groups = output.label_order.view(2, 4).sort(dim=1).values.tolist()
+    assert sorted(groups) == ([[0, 2, 4, 6], [1, 3, 5, 7]] if by_text else [[0, 1, 2, 3], [4, 5, 6, 7]])

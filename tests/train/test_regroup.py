@@ -32,7 +32,7 @@ def test_labels_keep_their_biases_and_rates_and_the_head(tiny_config: Callable[.
     assert not torch.equal(output.label_order, order)
 
 
-@pytest.mark.parametrize("output", [{"fan_in": 0}, {"head_ratio": 1.0}, {"group_size": 1}, {"regroup": 0.0}])
+@pytest.mark.parametrize("output", [{"fan_in": 0}, {"head_ratio": 1.0}, {"regroup": 0.0}])
 def test_without_groups_nothing_is_grouped_anew(tiny_config: Callable[..., Config], output: dict[str, Any]) -> None:
     config = tiny_config(output={"regroup": 0.5, **output}, rewire={"interval": 0})
     dataset = load_dataset(config.data, seed=0, log=lambda line: None)
@@ -41,10 +41,10 @@ def test_without_groups_nothing_is_grouped_anew(tiny_config: Callable[..., Confi
 
 @pytest.mark.parametrize(
     "output",
-    [{"regroup": 0.5, "grouping": "random"}, {"regroup": 0.5, "block": 4}, {"regroup": 0.5, "duplicates": True}],
+    [{"grouping": "random"}, {"group_size": 1}, {"block": 4}, {"duplicates": True}],
 )
 def test_settings_that_do_not_go_together(tiny_config: Callable[..., Config], output: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"output\.regroup \(0\.5\) must be 0 unless output\.grouping is semantic"):
-        tiny_config(output=output, rewire={"regrow": "random"})
+        tiny_config(output={"regroup": 0.5, **output}, rewire={"regrow": "random"})
     with pytest.raises(ValueError, match=r"output\.regroup \(1\.0\) must be in \[0, 1\)"):
         tiny_config(output={"regroup": 1.0})

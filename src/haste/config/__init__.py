@@ -9,20 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from haste.config._checked import Checked, hints, is_section, require
-from haste.config._sections import (
-    Auxiliary,
-    Data,
-    Encoder,
-    Expected,
-    LabelTexts,
-    Optim,
-    OptimEncoder,
-    OptimOutput,
-    Output,
-    Propensity,
-    Rewire,
-    Run,
-)
+from haste.config._data import Data, Expected, Propensity
+from haste.config._model import Encoder, LabelTexts, Output
+from haste.config._training import Auxiliary, Optim, OptimEncoder, OptimOutput, Rewire, Run
 
 __all__ = [
     "Auxiliary",
@@ -80,6 +69,8 @@ class Config(Checked):
         must = "be random unless the output layer reads the documents' own features"
         remedy = "set encoder.kind: features and encoder.features: 0"
         require(output.inputs == "random" or straight, "output.inputs", output.inputs, must, remedy)
+        allowed = not self.label_texts.group or output.grouping == "semantic"
+        require(allowed, "label_texts.group", True, f"be false with output.grouping {output.grouping}")
         transformer = self.encoder.kind == "transformer"
         allowed = self.auxiliary.clusters == 0 or features > 0 or transformer
         must = "be 0 where given features go straight to the output layer"

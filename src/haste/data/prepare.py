@@ -121,7 +121,7 @@ def prepare(
     if label_texts and (store.kind != "text" or not (store.label_texts or store.label_contents)):
         what = "no label of this data has a text" if store.kind == "text" else "the documents are given features"
         raise DataError(
-            f"{config.path}: label_texts.train and label_texts.init must be false, for {what}; texts of labels are "
+            f"{config.path}: label_texts.train, init and group must be false, for {what}; texts of labels are "
             "read beside texts of documents, from lbl.json or labels.jsonl"
         )
     rows: dict[str, tuple[StoredSplit, np.ndarray | None]] = {name: (part, None) for name, part in store.splits.items()}

@@ -150,6 +150,7 @@ def initialize_output(
     features: scipy.sparse.csr_matrix | np.ndarray,
     truth: scipy.sparse.csr_matrix,
     counts: np.ndarray,
+    alike: tuple[Any, scipy.sparse.csr_matrix] | None = None,
     num_points: int | None = None,
     ranking_counts: np.ndarray | None = None,
     sample: int = 10_000,
@@ -164,6 +165,7 @@ def initialize_output(
             Rows are asked for in chunks.
         truth: (N, >= L) training positives.
         counts: (L,) training frequencies.
+        alike: features and positives by which labels are alike; default those two.
         num_points: documents that they were counted in; default N.
         ranking_counts: (L,) frequencies that head and groups go by; default counts.
         sample: documents that their projection to few dimensions is fitted on.
@@ -179,7 +181,7 @@ def initialize_output(
         shared = output.tail is not None and output.tail.indices is not None and output.tail.group_size > 1
         if shared or auxiliary is not None:
             embeddings = topology.label_embeddings(
-                features, truth, num_labels=num_labels, sample=sample, seed=config.run.seed
+                *(alike or (features, truth)), num_labels=num_labels, sample=sample, seed=config.run.seed
             )
         if not shared:
             grouping = "frequency"  # labels that share no inputs gain nothing from clustering

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from haste import optim, topology
@@ -20,6 +21,7 @@ from haste.nn.initial import start_from_documents
 from haste.nn.model import order_of_labels
 from haste.nn.regroup import regroup
 from haste.rewire import Schedule
+from haste.train.alike import by_texts
 from haste.train.batches import Batches, batch_of, by_length
 from haste.train.diagnostics import Diagnostics
 from haste.train.encoded import Encoded
@@ -133,6 +135,7 @@ class Loop:
             features=features,
             sample=_ENCODED_SAMPLE if isinstance(features, Encoded) else _SAMPLE,
             truth=self.points.truth,
+            alike=self._alike(features),
             counts=dataset.labels.counts,
             num_points=self.num_documents,
             ranking_counts=self._ranking,
@@ -144,13 +147,19 @@ class Loop:
             self.model.output.set_rates(self.optimizers["output"], rates)
         if self.config.label_texts.init:
             self.model.eval()
-            start_from_documents(self.model.output, self._encoded())
+            start_from_documents(self.model.output, self._encoded(tick))
         return quality
 
-    def _encoded(self) -> Iterator[tuple[Tensor, Positives]]:
+    def _alike(self, features: Any) -> tuple[Any, csr_matrix]:
+        """Features and positives by which labels are grouped."""
+        truth = self.points.truth
+        return by_texts(features, truth, self.num_documents) if self.config.label_texts.group else (features, truth)
+
+    def _encoded(self, tick: Callable[[], None]) -> Iterator[tuple[Tensor, Positives]]:
         """Features and positives of all that is trained on; of tokens, by their length."""
         order = by_length(self.points, np.arange(len(self.points)))
         for start in range(0, len(order), _TOGETHER):
+            tick()
             rows = order[start : start + _TOGETHER]
             documents, positives = batch_of(self.points, rows, self.device)
             with torch.no_grad():
@@ -206,10 +215,8 @@ class Loop:
             similarity of a label to the centre of its group in the old and the new groups.
         """
         output, seed, size = self.model.output, self.config.run.seed, self.config.output.group_size
-        encoded = Encoded(self.model.encoder, self.points, self.device)
-        embeddings = topology.label_embeddings(
-            encoded, self.points.truth, num_labels=len(self._ranking), sample=_ENCODED_SAMPLE, seed=seed
-        )
+        alike = self._alike(Encoded(self.model.encoder, self.points, self.device))
+        embeddings = topology.label_embeddings(*alike, num_labels=len(self._ranking), sample=_ENCODED_SAMPLE, seed=seed)
         order = order_of_labels(output, self.config, self._ranking, "semantic", embeddings)
         head = output.num_head_labels
         cosines = [
@@ -329,7 +336,7 @@ def _points(config: Config, dataset: Dataset) -> Split:
     if not config.label_texts.read:
         return dataset.train
     if dataset.points is None:
-        raise ValueError("label_texts.train and label_texts.init must be false: the labels of this data have no texts")
+        raise ValueError("label_texts.train, init and group must be false: the labels of this data have no texts")
     return dataset.points
 
 

@@ -165,6 +165,7 @@ def _plain(shared: Shared) -> dict[str, Any]:
         "output.duplicates": False,
         "output.intermediate": 0,
         "output.frequencies": "train",
+        "output.regroup": 0.0,
         "output.private_features": "none",
         "rewire.interval": 0,
         "rewire.scope": "group",
