@@ -71,10 +71,20 @@ def test_a_data_set_is_tokenised_once(tiny_data: Path, tiny_bert: Path) -> None:
     assert tokens.ids.dtype == np.uint16
     texts = [json.loads(line)["text"] for line in (tiny_data / "train.jsonl").read_text().splitlines()]
     assert np.array_equal(tokens.ids, tokenizer.transform(texts).ids)
-    ids, mask = loaded[1].train.batch(np.array([3, 0]))[0]
-    assert ids.shape == mask.shape == (2, 8)
+    (ids,) = loaded[1].train.batch(np.array([3, 0]))[0]  # both cut, so without pads
+    assert ids.shape == (2, 8)
     longer = load_dataset(config, seed=0, tokenizer=Tokenizer.pretrained(str(tiny_bert), 9), log=lines.append)
     assert longer.digest != loaded[0].digest
+
+
+def test_the_padding_token_must_be_of_the_vocabulary(tiny_bert: Path) -> None:
+    backend = Tokenizer.pretrained(str(tiny_bert), 8)._backend
+    backend.add_tokens(["a word of its own"])
+    largest = max(backend.get_vocab(with_added_tokens=True).values())
+    assert Tokenizer(backend, pad=largest, max_tokens=8).num_terms == largest + 1
+    for pad in (-1, largest + 1):
+        with pytest.raises(ValueError, match=rf"the padding token \({pad}\) must be in \[0, {largest + 1}\)"):
+            Tokenizer(backend, pad=pad, max_tokens=8)
 
 
 def test_what_has_no_fast_tokenizer_is_refused(tiny_bert: Path, tmp_path: Path) -> None:

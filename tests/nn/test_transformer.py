@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from haste.config import Config
 from haste.nn import Bag, Features, Transformer, build_encoder, build_model, check_encoder
@@ -28,6 +30,39 @@ def test_every_document_is_pooled_over_its_own_tokens(tiny_bert: Path, pooling: 
 def test_pads_change_nothing(tiny_bert: Path, attention: str) -> None:
     encoder = make(tiny_bert, attention=attention)
     torch.testing.assert_close(encoder(batch(extra=0)), _padded(encoder, 9), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+def test_without_pads_no_mask_is_needed(tiny_bert: Path, pooling: str) -> None:
+    encoder, ids = make(tiny_bert, pooling=pooling), batch()[0][:1]
+    torch.testing.assert_close(encoder((ids,)), encoder((ids, torch.ones_like(ids))))
+
+
+class Asked(TorchDispatchMode):
+    """Notes operations for which the host would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal.default", "_unique2")
+        if any(name in str(func) for name in waits):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="masks of these versions are looked at on the host")
+@pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"autocast": True}, {"pooling": "max"}])
+def test_no_step_waits_for_a_device(tiny_bert: Path, changes: dict[str, Any]) -> None:
+    encoder, (ids, mask) = make(tiny_bert, **changes).train(), batch()
+    for documents in ((ids, mask), (ids,)):
+        with Asked() as asked:
+            encoder(documents).square().sum().backward()
+        assert asked.names == []
+    with Asked() as asked:
+        encoder.model(input_ids=ids, attention_mask=mask)
+    assert asked.names != []  # what a mask of two dimensions costs
 
 
 def _padded(encoder: Transformer, extra: int) -> Tensor:

@@ -60,14 +60,23 @@ def test_batches_made_ahead_are_those_asked_for(split: Split) -> None:
     batches = Batches(split, 32, seed=3, device=CPU, buckets=3)
     assert batches.steps_per_epoch == 8
     for step in (0, 1, 2, 7, 8, 3, 3):  # on, over an epoch's end, and back as after a resume
-        found = batches.take(step)
-        (ids, mask), positives = batch_of(split, batches.rows(step), CPU)
-        assert torch.equal(found.documents[0], ids)
-        assert torch.equal(found.documents[1], mask)
-        assert all(torch.equal(x, y) for x, y in zip(found.positives, positives, strict=True))
-        assert (found.size, found.tokens) == (len(ids), int(mask.sum()))
+        found, rows = batches.take(step), batches.rows(step)
+        documents, positives = batch_of(split, rows, CPU)
+        for parts in (zip(found.documents, documents, strict=True), zip(found.positives, positives, strict=True)):
+            assert all(torch.equal(x, y) for x, y in parts)
+        assert (found.size, found.tokens) == (len(rows), int(batches.lengths[rows].sum()))
     shares = batches.pads()
     assert 0 < shares["pads"] < shares["pads_without_buckets"] < 1
+
+
+def test_a_batch_has_a_mask_where_it_has_pads(split: Split) -> None:
+    lengths = split.features.lengths
+    longest = np.flatnonzero(lengths == lengths.max())[:3]
+    (ids,), _ = batch_of(split, longest, CPU)
+    assert ids.shape == (3, lengths.max())
+    rows = np.append(longest, lengths.argmin())
+    documents, _ = batch_of(split, rows, CPU)
+    assert documents[1].sum(dim=1).tolist() == lengths[rows].tolist()
 
 
 def test_features_are_not_bucketed(tiny_config: Callable[..., Config]) -> None:

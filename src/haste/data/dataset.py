@@ -21,7 +21,12 @@ from haste.data.tokens import Tokenizer, Tokens
 
 _logger = logging.getLogger(__name__)
 
-Documents = torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor]
+Documents = (
+    torch.Tensor
+    | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    | tuple[torch.Tensor, torch.Tensor]
+    | tuple[torch.Tensor]
+)
 Positives = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -110,16 +115,17 @@ class Split:
         """The documents `rows` (B,) as what the encoder and the output layer read.
 
         Returns: (documents, positives); documents are (B, D) float32 for dense features, else CSR: (offsets (B+1,)
-            int64, columns int64, values float32), or padded tokens: ids (B, T) int64, mask (B, T) int64; positives
-            are CSR (offsets (B+1,) int64, labels int64), without labels that have no row in the output layer
+            int64, columns int64, values float32), or tokens: ids (B, T) int64 and, where some are pads, mask (B, T)
+            int64; positives are CSR (offsets (B+1,) int64, labels int64), without labels that have no row in the output
+            layer
         """
         features, truth = self.features[rows], self.truth[rows][:, : self.num_labels]
         positives = _int64(truth.indptr), _int64(truth.indices)
         if isinstance(features, np.ndarray):
             return torch.from_numpy(np.ascontiguousarray(features)), positives
         if isinstance(features, Tokens):
-            ids, mask = features.padded()
-            return (torch.from_numpy(ids), torch.from_numpy(mask)), positives
+            ids, mask = (torch.from_numpy(part) for part in features.padded())
+            return ((ids,) if bool(mask.all()) else (ids, mask)), positives
         return (_int64(features.indptr), _int64(features.indices), torch.from_numpy(features.data)), positives
 
     def exclude(self, rows: np.ndarray) -> Positives | None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# (B, D) float32; CSR: offsets (B + 1,), columns, values; or padded tokens: ids (B, T), mask (B, T), int64 both
-Documents: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor]
+# (B, D) float32; CSR: offsets (B + 1,), columns, values; or tokens: ids (B, T) and, where some are pads, mask (B, T),
+# int64 both
+Documents: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor] | tuple[Tensor]
 MOST_DENSE_COLUMNS = 65_536  # of a sparse batch that is made dense: 64 MiB for 256 documents
 _INITIAL_SCALE = 0.05  # of embeddings: features of unit scale drown what few steps can learn (eurlex57k: -4 P@1)
 _TINY = torch.finfo(torch.float32).tiny

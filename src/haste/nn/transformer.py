@@ -75,6 +75,7 @@ class Transformer(nn.Module):
             )
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
+        self._broadcasts = _broadcasts_masks(model)
         if lora:
             add_adapters(model, lora, seed=seed)
         self.lora, self.autocast = lora, autocast
@@ -94,24 +95,27 @@ class Transformer(nn.Module):
     def forward(self, batch: Documents) -> Tensor:
         """Encode (ids (B, T), mask (B, T)), int64, padded behind: (B, features) in the dtype of the weights.
 
+        Without pads the mask may be left out, (ids,): attention then has none, and may be a faster kernel.
+
         Raises:
             ValueError: documents that are not tokens.
         """
-        if isinstance(batch, Tensor) or len(batch) != 2:
+        if isinstance(batch, Tensor) or len(batch) > 2:
             raise ValueError("documents must be tokens (ids, mask) for a transformer; encode texts with its tokenizer")
-        ids, mask = batch
+        ids, mask = batch if len(batch) == 2 else (batch[0], None)
+        shown = mask[:, None, None, :].bool() if mask is not None and self._broadcasts else mask
         with torch.autocast(ids.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext():
-            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            states = self.model(input_ids=ids, attention_mask=shown).last_hidden_state
         if self.autocast:
             states = states.float()  # of a model that ends with another layer than a norm
         if self.pooling == "cls":
             h = states[:, 0]
         elif self.pooling == "mean":
-            weights = mask.float()
+            weights = torch.ones_like(ids, dtype=torch.float32) if mask is None else mask.float()
             h = torch.einsum("bth,bt->bh", states.float(), weights / weights.sum(dim=1, keepdim=True).clamp(min=1))
             h = h.to(states.dtype)
         else:
-            h = states.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(dim=1)
+            h = (states if mask is None else states.masked_fill(mask[:, :, None] == 0, -torch.inf)).amax(dim=1)
         return h if self.projection is None else self.projection(h)
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -185,6 +189,27 @@ def _of_architecture(
         except Exception as error:  # noqa: BLE001, whatever transformers makes of a damaged description
             kind = architecture.get("model_type")
             raise ValueError(f"the encoder's architecture (model_type {kind}) cannot be made; {_line(error)}") from None
+
+
+@torch.no_grad()
+def _broadcasts_masks(model: PreTrainedModel) -> bool:
+    """Whether a model takes masks of (B, 1, 1, T), which `transformers` from 5 on hands to attention as they are.
+
+    Of masks (B, T) it asks whether all is set, for which a GPU has to be waited for in every step. What a model does
+    with the other shape is not documented for each, so it is tried.
+    """
+    ids = torch.arange(6, device=model.device).view(2, 3) % model.config.vocab_size
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]], device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        found = model(input_ids=ids, attention_mask=mask[:, None, None, :].bool()).last_hidden_state
+        return torch.allclose(found[mask > 0], expected[mask > 0], rtol=1e-3, atol=1e-5)
+    except Exception:  # noqa: BLE001, what a model says of a shape that it does not know
+        return False
+    finally:
+        model.train(was_training)
 
 
 def _keep_one_activation_a_layer(model: PreTrainedModel) -> None:
