@@ -20,6 +20,7 @@ from haste.bench._harness import check
 from haste.estimate import Transformer, Workload
 from haste.estimate._memory import forget_peak, held, peak
 from haste.nn import HeadTail
+from haste.nn.transformer import checkpoint_layers
 from haste.optim import SGD, AdamW, KahanAdamW
 
 PARTS = ("data", "encoder forward", "output", "encoder backward", "optimizer")
@@ -120,9 +121,9 @@ def build_bert(encoder: Transformer) -> nn.Module:
         max_position_embeddings=encoder.positions,
     )
     torch.manual_seed(0)
-    model: nn.Module = BertModel(config, add_pooling_layer=False).train()
+    model = BertModel(config, add_pooling_layer=False).train()
     if encoder.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        checkpoint_layers(model)
     return model.to(torch.bfloat16) if encoder.element == 2 else model
 
 

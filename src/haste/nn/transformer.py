@@ -160,7 +160,7 @@ def build_transformer(config: Config, num_inputs: int, architecture: dict[str, A
         torch.manual_seed(config.run.seed)  # of weights that the files lack
         model = AutoModel.from_pretrained(_place(settings.name), use_safetensors=True, **options)
     if settings.checkpointing:
-        _keep_one_activation_a_layer(model)
+        checkpoint_layers(model)
     if settings.compile:
         model.compile()
     return Transformer(
@@ -212,7 +212,8 @@ def _broadcasts_masks(model: PreTrainedModel) -> bool:
         model.train(was_training)
 
 
-def _keep_one_activation_a_layer(model: PreTrainedModel) -> None:
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Let a model of `transformers` keep one activation a layer and compute the others again."""
     kwargs = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(kwargs)

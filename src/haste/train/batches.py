@@ -96,7 +96,7 @@ class Batches:
         features = split.features
         self.lengths = features.lengths if isinstance(features, Tokens) else None
         self._epoch: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._thread = ThreadPoolExecutor(max_workers=1, initializer=self._start)
         self._ahead: tuple[int, Future[Batch]] | None = None
 
     def rows(self, step: int) -> np.ndarray:
@@ -131,6 +131,10 @@ class Batches:
             now = turn[np.arange(epoch * taken, (epoch + 1) * taken) % others]
             rows = np.concatenate((rows, self._always + now))
         return epoch_order(rows, self._size, seed=self._seed, epoch=epoch, lengths=self.lengths, buckets=buckets)
+
+    def _start(self) -> None:
+        if self._device.index is not None:  # pinned memory belongs to a GPU, and a thread begins with the first
+            torch.cuda.set_device(self._device)
 
     def _make(self, step: int) -> Batch:
         rows = self.rows(step)
