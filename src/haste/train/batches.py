@@ -133,7 +133,7 @@ class Batches:
         return epoch_order(rows, self._size, seed=self._seed, epoch=epoch, lengths=self.lengths, buckets=buckets)
 
     def _start(self) -> None:
-        if self._device.index is not None:  # pinned memory belongs to a GPU, and a thread begins with the first
+        if self._device.type == "cuda" and self._device.index is not None:  # a thread begins on the first GPU
             torch.cuda.set_device(self._device)
 
     def _make(self, step: int) -> Batch:
