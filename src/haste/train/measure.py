@@ -56,7 +56,10 @@ def measure(workload: Workload, *, device: str = "cpu", steps: int = 3, threads:
 def check_measurable(workload: Workload) -> None:
     """Raise ValueError for an encoder that is not measured."""
     if workload.encoder is not None and not isinstance(workload.encoder, Given):
-        raise ValueError(f"encoder ({workload.encoder.kind}) must be a bag, given features or none to be measured")
+        raise ValueError(
+            f"encoder ({workload.encoder.kind}) must be a bag, given features or none to be measured; transformers are "
+            "measured by haste bench --claim end-to-end"
+        )
 
 
 class _Model:
