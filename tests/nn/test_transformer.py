@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import ModernBertConfig, ModernBertModel
 
 from haste.config import Config
 from haste.nn import Bag, Features, Transformer, build_encoder, build_model, check_encoder
@@ -63,6 +64,33 @@ def test_no_step_waits_for_a_device(tiny_bert: Path, changes: dict[str, Any]) ->
     with Asked() as asked:
         encoder.model(input_ids=ids, attention_mask=mask)
     assert asked.names != []  # what a mask of two dimensions costs
+
+
+def _modernbert(folder: Path, attention: str) -> Transformer:
+    """Layers of it look at 8 tokens on either side alone."""
+    config = ModernBertConfig(
+        vocab_size=123,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        local_attention=16,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    ModernBertModel(config).save_pretrained(folder)
+    return make(folder, attention=attention)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_pads_change_nothing_where_layers_look_at_a_window(tmp_path: Path, attention: str) -> None:
+    encoder = _modernbert(tmp_path, attention)
+    ids = torch.randint(5, 123, (1, 40), generator=torch.Generator().manual_seed(2))
+    expected, mask = encoder((ids,)), torch.nn.functional.pad(torch.ones_like(ids), (0, 9))
+    found = encoder((torch.nn.functional.pad(ids, (0, 9)), mask))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    everywhere = encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(dim=1)
+    torch.testing.assert_close(expected, everywhere, rtol=1e-4, atol=1e-5)
 
 
 def _padded(encoder: Transformer, extra: int) -> Tensor:

@@ -16,7 +16,7 @@ from haste.data.dataset import load_dataset
 from haste.data.formats import Record
 from haste.nn import HeadTail
 from haste.nn.initial import start_from_documents
-from haste.train.alike import by_texts
+from haste.train.alike import by_texts, texts_of
 from haste.train.checkpoint import load_checkpoint, save_checkpoint
 from haste.train.evaluate import evaluate_run, predict
 from haste.train.loop import Loop
@@ -190,14 +190,16 @@ def test_a_share_outside_its_limits_is_refused(described: Callable[..., Config])
 
 
 def test_labels_with_texts_are_grouped_by_them_and_others_by_their_documents() -> None:
-    """Rows 0 to 3 are documents; 4 and 5 are the texts of labels 0 and 2."""
+    """Row 2 is the page of label 2, among other documents; rows 4 and 5 are the texts of labels 0 and 3."""
     features = csr_matrix(np.arange(12.0).reshape(6, 2))
-    truth = csr_matrix(np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]]))
-    rows, positives = by_texts(features, truth, 4)
+    truth = [[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    texts = texts_of(["x", "label 1", "label 2", "y", "label 0", "label 3"], [f"label {n}" for n in range(4)])
+    assert texts.tolist() == [-1, 1, 2, -1, 0, 3]
+    rows, positives = by_texts(features, csr_matrix(np.array(truth)), texts)
     assert rows.shape == (4, 2)
     assert rows[:].toarray().tolist() == [[0, 1], [4, 5], [8, 9], [10, 11]]
     assert rows[np.array([3, 0])].toarray().tolist() == [[10, 11], [0, 1]]
-    assert positives.toarray().tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert positives.toarray().tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize("by_text", [True, False])

@@ -1,5 +1,6 @@
 """What tail labels are grouped by: their documents, or their own texts."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,21 +24,29 @@ class Rows:
         return self._features[self._rows[rows]]
 
 
-def by_texts(features: Any, truth: csr_matrix, num_documents: int) -> tuple[Rows, csr_matrix]:
+def texts_of(ids: Iterable[str], names: Sequence[str]) -> np.ndarray:
+    """Return the label that each of some documents describes, its number in names, (N,) int64: it has the label's name
+    for an id, as texts of labels have. -1 = none."""
+    labels = {name: label for label, name in enumerate(names)}
+    return np.fromiter((labels.get(name, -1) for name in ids), np.int64)
+
+
+def by_texts(features: Any, truth: csr_matrix, texts: np.ndarray) -> tuple[Rows, csr_matrix]:
     """Return features and positives by which a label with a text is what that says, and others what their documents do.
 
     Args:
-        features: (N, H) documents and, behind them, texts of labels.
-        truth: (N, >= L) their positives; of a text, the label it describes.
-        num_documents: rows that are documents.
+        features: (N, H) documents, and texts of labels among them.
+        truth: (N, >= L) their positives.
+        texts: (N,) label that a row is the text of, where it is one of its positives too; -1 = none.
 
     Returns:
         The rows that any label needs, and their positives, (n, >= L).
     """
-    has_text = np.zeros(truth.shape[1], bool)
-    has_text[truth[num_documents:].indices] = True
     row = np.repeat(np.arange(truth.shape[0]), np.diff(truth.indptr))
-    needed = (row >= num_documents) | ~has_text[truth.indices]
+    describes = truth.indices == texts[row]
+    has_text = np.zeros(truth.shape[1], bool)
+    has_text[truth.indices[describes]] = True
+    needed = describes | ~has_text[truth.indices]
     rows, place = np.unique(row[needed], return_inverse=True)
     labels = truth.indices[needed]
     found = csr_matrix((np.ones(len(labels), np.float32), (place, labels)), shape=(len(rows), truth.shape[1]))

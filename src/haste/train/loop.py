@@ -21,7 +21,7 @@ from haste.nn.initial import start_from_documents
 from haste.nn.model import order_of_labels
 from haste.nn.regroup import regroup
 from haste.rewire import Schedule
-from haste.train.alike import by_texts
+from haste.train.alike import by_texts, texts_of
 from haste.train.batches import Batches, batch_of, by_length
 from haste.train.diagnostics import Diagnostics
 from haste.train.encoded import Encoded
@@ -60,6 +60,8 @@ class Loop:
                 seed=seed,
             ).to(device)
         self.num_documents = len(dataset.train)
+        names = dataset.labels.names[: dataset.labels.num_labels]
+        self._texts = texts_of(self.points.ids, names) if config.label_texts.group else None
         self.epoch_size = self.num_documents
         if config.label_texts.train:
             self.epoch_size += math.ceil(config.label_texts.share * (len(self.points) - self.num_documents))
@@ -153,7 +155,7 @@ class Loop:
     def _alike(self, features: Any) -> tuple[Any, csr_matrix]:
         """Features and positives by which labels are grouped."""
         truth = self.points.truth
-        return by_texts(features, truth, self.num_documents) if self.config.label_texts.group else (features, truth)
+        return (features, truth) if self._texts is None else by_texts(features, truth, self._texts)
 
     def _encoded(self, tick: Callable[[], None]) -> Iterator[tuple[Tensor, Positives]]:
         """Features and positives of all that is trained on; of tokens, by their length."""

@@ -14,8 +14,8 @@ class StepTimes:
     """Seconds of the parts of a step, summed over steps.
 
     On a GPU they are taken from events on its stream and read only in `take`, so that no step waits for the device;
-    elsewhere from the clock. Of the first step after each `take` the peak of memory in every part is noted: on a GPU
-    of PyTorch's allocator, elsewhere of the process, on Linux only.
+    elsewhere from the clock. The first time that a part is entered after each `take` its peak of memory is noted: on
+    a GPU of PyTorch's allocator, elsewhere of the process, on Linux only.
 
     Args:
         device: where the steps compute.
@@ -29,7 +29,7 @@ class StepTimes:
         self._seconds: dict[str, float] = {}
         self._steps = 0
         self.device, self._peaks = device, dict[str, int]()
-        self._watching = True
+        self._tells = True
         self.peak = 0
 
     @contextmanager
@@ -40,18 +40,18 @@ class StepTimes:
 
     @contextmanager
     def _watched(self, name: str) -> Iterator[None]:
-        if not self._watching:
+        if name in self._peaks or not self._tells:
             yield
             return
         try:
             self.peak = max(self.peak, peak(self.device))
             forget_peak(self.device)
         except OSError:  # a system that does not tell, or not this process
-            self._watching = False
+            self._tells = False
             yield
             return
         yield
-        self._peaks[name] = max(self._peaks.get(name, 0), peak(self.device))
+        self._peaks[name] = peak(self.device)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -74,13 +74,12 @@ class StepTimes:
         if self._events:
             self._events.clear()
         taken = self._seconds, self._peaks, self._steps
-        self._seconds, self._peaks, self._steps, self._watching = {}, {}, 0, True
+        self._seconds, self._peaks, self._steps = {}, {}, 0
         return taken
 
     def end_step(self) -> None:
         """Count a step."""
         self._steps += 1
-        self._watching = False
 
     def _add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds

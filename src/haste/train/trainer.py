@@ -116,7 +116,8 @@ class _Run:
     def initialize(self, say: Callable[[str], None]) -> None:
         """Start from nothing; a transformer first encodes the documents by which labels are grouped."""
         if self.config.encoder.kind == "transformer" and self.config.output.grouping == "semantic":
-            say(f"encoding {len(self.dataset.train):,} documents to group labels by them")
+            texts = "texts of labels" if self.config.label_texts.group else f"{len(self.dataset.train):,} documents"
+            say(f"encoding {texts} to group labels by them")
         try:
             self.grouping = self.loop.initialize(self.dataset, tick=self.stop.check)
         except Interrupted:
