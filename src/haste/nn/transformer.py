@@ -120,10 +120,8 @@ class Transformer(nn.Module):
 
     def _shown(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask as the model gets it: none where nothing is masked, else the shape for which no step waits."""
-        compiled = (
-            self.model._compiled_call_impl is not None
-        )  # then (B, T) is not looked at, and one graph does for all
-        if compiled or not self._free:
+        compiled = self.model._compiled_call_impl is not None
+        if compiled or not self._free:  # where it is compiled nobody looks at (B, T), and one graph does for all
             return torch.ones_like(ids) if mask is None else mask
         return None if mask is None else mask[:, None, None, :].bool()
 
