@@ -102,6 +102,7 @@ def test_keys_of_a_partial_file_can_be_checked_alone() -> None:
         ("optim", {"encoder": {"lr": -1.0}}, r"optim.encoder.lr \(-1.0\)"),
         ("optim", {"encoder": {"lr": float("nan")}}, r"optim.encoder.lr \(nan\) must be finite"),
         ("optim", {"output": {"name": "adamw", "momentum": 0.9}}, "must be 0 with optim.output.name adamw"),
+        ("optim", {"output": {"sparsity": -1.0}}, r"optim.output.sparsity \(-1.0\) must be in \[0, 1\]"),
         ("optim", {"output": {"rarity": 1.5}}, r"optim.output.rarity \(1.5\) must be in \[0, 1\]"),
         ("run", {"seed": -1}, r"run.seed \(-1\)"),
         ("run", {"device": "gpu"}, r"run.device \(gpu\) must be auto, cpu, cuda or cuda:N"),

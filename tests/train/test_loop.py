@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from haste import optim
 from haste.config import Config
 from haste.data.dataset import load_dataset
 from haste.train.checkpoint import load_checkpoint, save_checkpoint
@@ -23,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "momentum": {"optim": {"output": {"momentum": 0.9, "weight_decay": 1e-3}}},
     "adamw": {"optim": {"output": {"name": "adamw", "lr": 1e-3}}},
     "rarity": {"optim": {"output": {"rarity": 1.0}}},
+    "sparsity": {"optim": {"output": {"sparsity": 1.0}}},
     "rarity, ordinary": {"optim": {"output": {"rarity": 0.5, "momentum": 0.9, "fused": False}}},
     "bfloat16": {"output": {"dtype": "bfloat16"}},
     "slice": {"output": {"private_features": "slice", "fan_in": 8}},
@@ -128,6 +130,20 @@ def test_rare_labels_have_higher_rates(tiny_config: Callable[..., Config]) -> No
         f"output_optimizer.output.{part}.weight.rates" for part in ("head", "tail")
     }
     assert not any(name.endswith("rates") for name in make_loop(tiny_config()).tensors())
+
+
+@pytest.mark.parametrize("rarity", [0.0, 0.5])
+def test_labels_that_read_few_features_have_higher_rates(tiny_config: Callable[..., Config], rarity: float) -> None:
+    config = tiny_config(optim={"output": {"sparsity": 0.5, "rarity": rarity}})
+    dataset = load_dataset(config.data, seed=0, log=lambda text: None)
+    loop = make_loop(config)
+    output, update = loop.model.output, loop.optimizers["output"]
+    head, tail = output.layers()
+    expected = optim.rarity_rates(dataset.labels.counts, rarity)[output.label_order]
+    expected[output.num_head_labels :] *= (tail.in_features / tail.fan_in) ** 0.5
+    rates = [update.state[layer.weight]["rates"].flatten()[: layer.num_labels] for layer in (head, tail)]
+    torch.testing.assert_close(torch.cat(rates), expected)
+    assert rates[0].max() < rates[1].max()
 
 
 def test_the_auxiliary_classifier_is_freed_at_its_end(tiny_config: Callable[..., Config]) -> None:

@@ -94,6 +94,8 @@ class OptimOutput(Checked):
     weight_decay: of weights, never of biases
     rarity: the rarer a label, the higher the lr of its weights: times (n_max / n)^rarity, at most 20, n its documents \
 of train, n_max those of the most frequent label (0 = one lr for all)
+    sparsity: the fewer features a label reads, the higher the lr of its weights: times (features / fan_in)^sparsity \
+(0 = one lr for all)
     fused: update weights inside the pass that computes the loss (least memory)
     """
 
@@ -103,6 +105,7 @@ of train, n_max those of the most frequent label (0 = one lr for all)
     momentum: float = 0.0
     weight_decay: float = 0.0
     rarity: float = 0.0
+    sparsity: float = 0.0
     fused: bool = True
 
     def _check(self) -> None:
@@ -110,7 +113,8 @@ of train, n_max those of the most frequent label (0 = one lr for all)
         require(0 <= self.momentum < 1, "optim.output.momentum", self.momentum, "be in [0, 1)")
         allowed = self.name == "sgd" or self.momentum == 0
         require(allowed, "optim.output.momentum", self.momentum, "be 0 with optim.output.name adamw")
-        require(0 <= self.rarity <= 1, "optim.output.rarity", self.rarity, "be in [0, 1]")
+        for name in ("rarity", "sparsity"):
+            require(0 <= getattr(self, name) <= 1, self._key(name), getattr(self, name), "be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

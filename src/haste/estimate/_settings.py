@@ -57,7 +57,7 @@ def workload_of(
         clusters=config.auxiliary.clusters,
         dtype=output.dtype,
         rule="adamw" if update.name == "adamw" else "momentum" if update.momentum else "sgd",
-        rates=update.rarity > 0,
+        rates=update.rarity > 0 or update.sparsity > 0,
         fused=update.fused,
         regrow=config.rewire.regrow if rewired else "none",
         batch_size=config.optim.batch_size,

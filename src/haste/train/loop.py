@@ -143,10 +143,13 @@ class Loop:
             ranking_counts=self._ranking,
             auxiliary=self.auxiliary,
         )
-        rarity = self.config.optim.output.rarity
-        if rarity:
-            rates = optim.rarity_rates(dataset.labels.counts, rarity)
-            self.model.output.set_rates(self.optimizers["output"], rates)
+        settings, output = self.config.optim.output, self.model.output
+        if settings.rarity or settings.sparsity:
+            rates = optim.rarity_rates(dataset.labels.counts, settings.rarity)
+            if output.tail is not None:
+                tail = output.label_order[output.num_head_labels :].cpu()
+                rates[tail] *= (output.tail.in_features / output.tail.fan_in) ** settings.sparsity
+            output.set_rates(self.optimizers["output"], rates)
         if self.config.label_texts.init:
             self.model.eval()
             start_from_documents(self.model.output, self._encoded(tick))
