@@ -136,7 +136,7 @@ def test_a_converted_data_set_has_the_same_texts(folder: Path, tmp_path: Path, f
 
 def test_data_without_texts_of_labels_is_refused(tmp_path: Path) -> None:
     _lines(tmp_path / "train.jsonl", *({"text": "red fish", "labels": ["a"]} for _ in range(4)))
-    with pytest.raises(DataError, match=r"label_texts\.train and label_texts\.init must be false, for no label of"):
+    with pytest.raises(DataError, match=r"label_texts\.train, init and group must be false, for no label of"):
         _load(tmp_path)
     np.save(tmp_path / "X.trn.npy", np.ones((4, 2), np.float32))
     (tmp_path / "train.jsonl").unlink()
