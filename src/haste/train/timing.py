@@ -11,7 +11,7 @@ from haste.estimate._memory import forget_peak, peak
 
 
 class StepTimes:
-    """Seconds of the parts of a step, summed over steps.
+    """Seconds of the parts of a step, summed over steps, and the memory that each takes at most.
 
     On a GPU they are taken from events on its stream and read only in `take`, so that no step waits for the device;
     elsewhere from the clock. The first time that a part is entered after each `take` its peak of memory is noted: on
