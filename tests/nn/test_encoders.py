@@ -127,6 +127,7 @@ def test_given_features_go_through_no_or_one_or_two_layers(kind: str, features: 
     found = encoder(BATCH if kind == "csr" else _matrix())
     assert found.shape == (4, encoder.out_features)
     torch.testing.assert_close(found, expected)
+    assert found.t().is_contiguous() == (kind == "csr" and not features)  # as the output layer reads them on a CPU
     assert len(list(encoder.parameters())) == 2 * (features > 0) + 2 * (hidden > 0)
 
 

@@ -178,8 +178,12 @@ class Features(nn.Module):
         check_dense_columns(self.num_inputs)
         offsets, columns, values = batch
         _check_columns(columns, self.num_inputs)
-        dense = values.new_zeros((len(offsets) - 1, self.num_inputs))
-        return dense.index_put_((_rows(offsets, len(columns)), columns), values, accumulate=True)
+        documents, batch = _rows(offsets, len(columns)), len(offsets) - 1
+        if values.device.type == "cpu":  # the output layer reads (D, B) there: transposing would take twice as long
+            dense = values.new_zeros((self.num_inputs, batch))
+            return dense.index_put_((columns, documents), values, accumulate=True).t()
+        dense = values.new_zeros((batch, self.num_inputs))
+        return dense.index_put_((documents, columns), values, accumulate=True)
 
 
 def check_dense_columns(num_inputs: int) -> None:
