@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def test_a_file_of_settings_and_its_data_are_read(
     assert (elsewhere["num_labels"], elsewhere["encoder"]["num_inputs"]) == (1_000_000, 1000)
     chosen = record(capsys, str(tiny_data))["workload"]
     assert (chosen["num_labels"], chosen["encoder"]["kind"]) == (30, "bag")
+
+
+def test_the_terms_of_texts_are_counted(
+    tiny_settings: Settings, tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [json.loads(line)["text"].split() for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    documents = Counter(word for words in texts for word in set(words))
+    frequent = sum(count >= 12 for count in documents.values())
+    assert 20 < frequent < len(documents)
+    file, data = tmp_path / "settings.yaml", {"path": str(tiny_data), "min_df": 12}
+    for max_features, terms in ((None, frequent), (1000, frequent), (20, 20)):
+        file.write_text(yaml.safe_dump(tiny_settings(data={**data, "max_features": max_features})))
+        assert record(capsys, str(file))["workload"]["encoder"]["num_inputs"] == terms
+    chosen = record(capsys, str(tiny_data), "--memory-budget", "2GB")["workload"]
+    assert chosen["encoder"]["num_inputs"] == len(documents)  # min_df 1
 
 
 def test_settings_of_a_paper_need_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,15 @@
 """Estimates beside what really is taken, here."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from haste.cli import main
 from haste.estimate import Bag, Device, Given, Workload, estimate, transformer
 from haste.train.measure import measure
 
@@ -43,6 +49,34 @@ def test_an_estimate_is_within_a_tenth() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_an_estimate_of_every_system_is_within_a_tenth(name: str) -> None:
     compare(CASES[name])
+
+
+@pytest.mark.slow
+def test_an_estimate_of_a_run_on_texts_is_within_a_tenth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = np.random.default_rng(0).permutation(np.repeat(np.arange(30_000), 4)).reshape(2_000, 60)
+    rows = ({"text": " ".join(f"word{word}" for word in row), "labels": [str(n % 700)]} for n, row in enumerate(words))
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    values = {
+        "data": {"path": str(tmp_path), "min_df": 2},
+        "encoder": {"features": 1024},
+        "output": {"fan_in": 128, "group_size": 16},
+        "optim": {"epochs": 1, "batch_size": 256},
+        "run": {"dir": str(tmp_path / "run"), "threads": 1, "device": "cpu"},
+    }
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(json.dumps(values))
+    main(["estimate", str(settings), "--system", "haste", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["workload"]["encoder"]["num_inputs"] == pytest.approx(30_000, rel=0.01)
+    # A process of its own: what it held at most is measured, and this one has held more.
+    subprocess.run([sys.executable, "-m", "haste.cli", "train", str(settings)], check=True, capture_output=True)
+    measured = json.loads((tmp_path / "run" / "run.json").read_text())["peak_memory_bytes"]
+    estimated = found["systems"]["haste"]
+    assert estimated["mapped_bytes"] > 8 * 50 * 2_000
+    assert estimated["total_bytes"] + estimated["mapped_bytes"] == pytest.approx(measured, rel=0.1)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from haste.config import Config
 from haste.estimate import device, estimate
 from haste.train.budget import fit_settings, run_workload
-from haste.train.preset import Facts, fill
+from haste.train.preset import Facts, fill, flatten
 
 FACTS = Facts(
     num_documents=500_000, num_labels=300_000, labels_per_document=5.0, words_per_document=60.0, memory_bytes=64 * 2**30
@@ -38,6 +39,21 @@ def test_what_was_given_stays() -> None:
     for key in fixed:
         section, name = key.split(".")
         assert values[section][name] == wanted[section][name]
+
+
+def test_a_vocabulary_that_fits_is_left_as_it_is() -> None:
+    counted = replace(FACTS, num_terms=30_000)
+    for most in (None, 100_000, 20_000):
+        wanted = filled(data={"path": "x", "max_features": most})
+        enough = estimate(run_workload(Config.from_dict(wanted), counted), device("cpu", 1e12), run=True).total
+        values, lines = fit_settings(wanted, counted, enough)
+        assert (values, len(lines)) == (wanted, 1)
+    wanted = filled(data={"path": "x", "max_features": 100_000})
+    fixed = set(flatten(Config.from_dict(wanted).to_dict())) - {"data.max_features"}
+    whole = estimate(run_workload(Config.from_dict(wanted), counted), device("cpu", 1e12), run=True).total
+    values, lines = fit_settings(wanted, counted, 0.97 * whole, fixed=fixed)
+    assert values["data"]["max_features"] == 15_000
+    assert lines[1].startswith("data.max_features 15,000: with 30,000 it would take")
 
 
 def test_a_gpu_has_a_budget_of_its_own() -> None:

@@ -3,9 +3,10 @@
 import argparse
 import json
 import os
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haste.cli._arguments import Parser, bytes_of, positive
 from haste.config import Config, Run, check_keys, expand_path
@@ -24,6 +25,9 @@ from haste.estimate import (
     transformer,
 )
 from haste.train.preset import Facts, free_memory
+
+if TYPE_CHECKING:
+    from haste.data.store import Store
 
 # Option -> the setting it stands for; without a file of settings, the field of the workload.
 _KEYS = {
@@ -147,27 +151,34 @@ def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Wor
         update = values.setdefault("optim", {}).setdefault("output", {})
         update["name"], update["momentum"] = _RULES[options.rule]
     given = set(flatten(values))
-    facts = _facts(options, values)
+    facts, store = _facts(options, values)
     if not is_file:
         values = fill(values, facts)[0]
+    if store is not None:
+        from haste.train.auto import with_terms
+
+        facts = with_terms(facts, store, Config.from_dict(values), log=_say)
     reasons: list[str] = []
     if budget is not None:
         values, reasons = fit_settings(values, facts, budget, fixed=given)
     return run_workload(Config.from_dict(values), facts, checkpointing=options.checkpointing), reasons
 
 
-def _facts(options: argparse.Namespace, values: dict[str, Any]) -> Facts:
-    """Of the data that the settings name; of data that need not be here with --labels, or where settings count them."""
+def _facts(options: argparse.Namespace, values: dict[str, Any]) -> tuple[Facts, "Store | None"]:
+    """Of the data that the settings name; of data that need not be here with --labels, or where settings count them.
+
+    Returns: the facts, and the data where it was read.
+    """
     config = Config.from_dict({"data": values["data"], "label_texts": values.get("label_texts", {})})
     data = config.data
-    num_labels = options.labels
+    num_labels, store = options.labels, None
     if num_labels is None and data.expected.labels and not Path(expand_path(data.path, "data.path")).exists():
         num_labels = data.expected.labels
     if num_labels is None:
         from haste.data.store import open_store
         from haste.train.auto import facts_of
 
-        store = open_store(data, log=lambda line: None)
+        store = open_store(data, log=_say)
         device = values.get("run", {}).get("device", Run().device)
         facts = facts_of(store, device, label_texts=config.label_texts.read)
     else:
@@ -185,7 +196,12 @@ def _facts(options: argparse.Namespace, values: dict[str, Any]) -> Facts:
         "words_per_document": options.terms,
         "device": None if options.device is None else "cpu" if options.device == "cpu" else "cuda",
     }
-    return replace(facts, **{name: value for name, value in changes.items() if value is not None})
+    return replace(facts, **{name: value for name, value in changes.items() if value is not None}), store
+
+
+def _say(line: str) -> None:
+    """What reading the data says; apart from the estimate, which programs may read."""
+    print(line, file=sys.stderr)
 
 
 def _measured(found: dict[str, Estimate], wanted: bool) -> dict[str, dict[str, Any]]:

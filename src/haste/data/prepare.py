@@ -69,6 +69,10 @@ class Prepared:
         if store.kind == "text" and tokenizer is None:
             self.vectorizer = TfIdf.load(folder)
 
+    def mapped_bytes(self) -> int:
+        """Bytes of the documents as a run maps them into memory: features and truth of every split."""
+        return sum(file.stat().st_size for file in self.folder.glob("*/*"))
+
     def features(self, split: str) -> csr_matrix | np.ndarray | Tokens:
         """(N, D) float32, or tokens, of a split."""
         found = self._features(split)

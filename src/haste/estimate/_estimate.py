@@ -14,6 +14,7 @@ _PAIR = 80  # bytes a positive of the batch, while they are checked and sorted
 _KEPT = 12e6  # what the C library keeps of buffers that came and went, CPU; measured
 _KEPT_BLOCK = 32 * 2**20  # the largest block that it keeps
 _PART = 512 * 2**20  # bytes of a checkpoint's file, which reading maps
+_EVALUATED = 130e6  # what evaluation, checkpoints and reading the data leave with the C library; measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +66,18 @@ class Estimate:
         return self.peak + self.framework
 
     @property
+    def mapped(self) -> float:
+        """Bytes of documents beside the total: the system may drop their pages and read them again."""
+        return self.workload.documents if self.device.kind == "cpu" else 0.0
+
+    @property
     def fits(self) -> bool:
         """Whether the device holds it."""
         return self.total <= self.device.memory
 
 
 def estimate(workload: Workload, device: Device, *, run: bool = False) -> Estimate:
-    """Estimate a workload on a device. Documents, labels of the data set and evaluation are not counted.
+    """Estimate a workload on a device. Labels of the data set and evaluation are not counted.
 
     run: count the end of `haste train` too, which reads the best model back.
     """
@@ -81,7 +87,8 @@ def estimate(workload: Workload, device: Device, *, run: bool = False) -> Estima
     phases = _phases(workload, device.kind)
     if run and device.kind == "cpu":
         model = sum(size for name, size in held.items() if not name.endswith("optimizer"))
-        phases.append(Phase(name="end of run", parts={"best model read back": model + min(_PART, sum(held.values()))}))
+        parts = {"best model read back": model + min(_PART, model), "left by evaluation": _EVALUATED}
+        phases.append(Phase(name="end of run", parts=parts))
     layers += [auxiliary] if auxiliary is not None else []
     flop = {"output": sum(layer.flop(batch) for layer in layers), "encoder": sum(e.flop(batch) for e in encoder)}
     traffic = {

@@ -32,6 +32,8 @@ def as_text(found: Mapping[str, Estimate]) -> str:
     lines += [_row(f"  {name}", [size(part[name]) if name in part else "-" for part in parts]) for name in names]
     lines.append(_row("total", [size(estimate.total) for estimate in estimates]))
     lines.append(_row("  that is during", [estimate.largest.name for estimate in estimates]))
+    if any(estimate.mapped for estimate in estimates):
+        lines.append(_row("  documents mapped beside it", [size(estimate.mapped) for estimate in estimates]))
     if device.memory:
         fits = ["yes" if estimate.fits else "no" for estimate in estimates]
         lines.append(_row(f"  fits {size(device.memory)}", fits))
@@ -72,6 +74,7 @@ _ORDER = (
     "construction",
     "rewiring",
     "best model read back",
+    "left by evaluation",
     "framework",
 )
 
@@ -92,6 +95,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "framework": round(found.framework),
         "peak_bytes": round(found.peak),
         "total_bytes": round(found.total),
+        "mapped_bytes": round(found.mapped),
         "fits": found.fits if found.device.memory else None,
         "most_labels": most_labels(found.workload, found.device) if found.device.memory else None,
         "flop": found.flop,

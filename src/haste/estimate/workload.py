@@ -35,6 +35,7 @@ class Workload:
         batch_size: B, documents a step.
         positives: labels of a document, on average.
         encoder: what comes before; None is nothing at all.
+        documents: bytes of all documents, which lie mapped in memory.
 
     Raises:
         ValueError: a size out of range.
@@ -56,6 +57,7 @@ class Workload:
     batch_size: int = 128
     positives: float = 5.0
     encoder: Encoder | None = None
+    documents: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_labels", "in_features", "fan_in", "group_size", "batch_size"):

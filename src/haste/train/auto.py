@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from haste.config import Config, Run, expand_path
+from haste.data.prepare import prepare
 from haste.data.store import Store, open_store
+from haste.data.text import TfIdf
 from haste.train.budget import fit_settings
 from haste.train.device import resolve_device
 from haste.train.files import write_text
@@ -90,6 +92,7 @@ def complete(
         facts = replace(facts, memory_bytes=min(facts.memory_bytes, int(memory_budget)))
     completed, lines = fill(values, facts) if choose else (values, [])
     if memory_budget is not None:
+        facts = with_terms(facts, store, Config.from_dict(completed), log=log)
         completed, more = fit_settings(completed, facts, memory_budget, fixed=set(flatten(values)))
         lines = [*lines, *more]
     return completed, lines
@@ -123,6 +126,19 @@ def facts_of(store: Store, device: str, *, label_texts: bool = False) -> Facts:
         memory_bytes=torch.cuda.mem_get_info(found)[0] if found.type == "cuda" else free_memory(),
         device=found.type,
     )
+
+
+def with_terms(facts: Facts, store: Store, config: Config, *, log: Callable[[str], None]) -> Facts:
+    """The facts, and how many terms a bag reads of texts; those are made ready on the way, for the run to open.
+
+    Raises:
+        DataError: as `haste.data.prepare.prepare`.
+    """
+    if facts.kind != "text" or config.encoder.kind != "bag":
+        return facts
+    prepared = prepare(store, config.data, seed=config.run.seed, log=log, label_texts=config.label_texts.read)
+    assert isinstance(prepared.vectorizer, TfIdf)
+    return replace(facts, num_terms=prepared.vectorizer.num_terms, document_bytes=prepared.mapped_bytes())
 
 
 def _merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -70,19 +70,21 @@ def fit_settings(
     start["output.fan_in"] = min(start["output.fan_in"], start["encoder.features"] or start["output.fan_in"])
     if config.encoder.kind != "bag" or facts.kind != "text":
         keys = [key for key in keys if key != "data.max_features"]
-    elif start["data.max_features"] is None:
+    else:
         start["data.max_features"] = vocabulary(config, facts)
 
     def measured(settings: _Settings) -> Estimate:
         return estimate(run_workload(Config.from_dict(_nested(values, settings)), facts), where, run=True)
 
     settings, lines = _descend(start, keys, measured)
+    if settings["data.max_features"] == start["data.max_features"]:
+        settings["data.max_features"] = given["data.max_features"]  # all terms there are need no limit
     return _nested(values, {key: value for key, value in settings.items() if value != given[key]}), lines
 
 
 def run_workload(config: Config, facts: Facts, *, checkpointing: bool = False) -> Workload:
     """What a run with these settings trains, on data of which these facts are known."""
-    return workload_of(
+    workload = workload_of(
         config,
         num_labels=facts.num_labels,
         num_inputs=vocabulary(config, facts),
@@ -90,6 +92,7 @@ def run_workload(config: Config, facts: Facts, *, checkpointing: bool = False) -
         terms_per_document=facts.words_per_document or 100.0,
         checkpointing=checkpointing,
     )
+    return replace(workload, documents=facts.document_bytes)
 
 
 def _descend(

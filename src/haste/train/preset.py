@@ -32,6 +32,8 @@ class Facts:
     labels_per_document: mean
     kind: text, or given features, sparse or dense
     num_inputs: columns of given features
+    num_terms: of the vocabulary of texts, where it was counted
+    document_bytes: of texts as their terms, where those were counted
     words_per_document: mean, of texts
     has_dev: whether there are dev documents of their own
     memory_bytes: main memory free now, of the GPU where the device is one
@@ -43,6 +45,8 @@ class Facts:
     labels_per_document: float
     kind: Kind = "text"
     num_inputs: int | None = None
+    num_terms: int | None = None
+    document_bytes: int = 0
     words_per_document: float | None = None
     has_dev: bool = False
     memory_bytes: int
@@ -243,12 +247,14 @@ class _Chooser:
 
 
 def vocabulary(config: Config, facts: Facts) -> int:
-    """About how many inputs the encoder will have: terms, or columns of given features."""
+    """How many inputs the encoder will have: columns of given features, or terms; about how many where not counted."""
     return facts.num_inputs or _terms(facts, config.data.ngrams, config.data.max_features)
 
 
 def _terms(facts: Facts, ngrams: int, most: int | None) -> int:
-    """About what a vocabulary grows to."""
+    """What a vocabulary has, or about what it grows to."""
+    if facts.num_terms is not None:
+        return min(facts.num_terms, most or facts.num_terms)
     num = facts.num_documents
     found = 50 + num * (facts.words_per_document or 100.0) * (2 if ngrams == 2 else 1)
     terms = int(min(100_000 if num < 200_000 else 200_000, found))
