@@ -69,8 +69,13 @@ def test_the_terms_of_texts_are_counted(
     assert chosen["encoder"]["num_inputs"] == len(documents)  # min_df 1
 
 
-def test_settings_of_a_paper_need_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("HASTE_DATA", "/nowhere")
+@pytest.mark.parametrize("folder", [None, "/nowhere"])
+def test_settings_of_a_paper_need_no_data(
+    folder: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HASTE_DATA", raising=False)
+    if folder is not None:
+        monkeypatch.setenv("HASTE_DATA", folder)
     file = Path(__file__).parents[2] / "configs/papers/amazon-3m-haste.yaml"
     found = record(capsys, str(file), "--checkpointing", "--device", "a100", "--system", "haste")
     assert found["workload"]["num_labels"] == 2_812_281

@@ -172,7 +172,7 @@ def _facts(options: argparse.Namespace, values: dict[str, Any]) -> tuple[Facts, 
     config = Config.from_dict({"data": values["data"], "label_texts": values.get("label_texts", {})})
     data = config.data
     num_labels, store = options.labels, None
-    if num_labels is None and data.expected.labels and not Path(expand_path(data.path, "data.path")).exists():
+    if num_labels is None and data.expected.labels and not _is_here(data.path):
         num_labels = data.expected.labels
     if num_labels is None:
         from haste.data.store import open_store
@@ -197,6 +197,14 @@ def _facts(options: argparse.Namespace, values: dict[str, Any]) -> tuple[Facts, 
         "device": None if options.device is None else "cpu" if options.device == "cpu" else "cuda",
     }
     return replace(facts, **{name: value for name, value in changes.items() if value is not None}), store
+
+
+def _is_here(path: str) -> bool:
+    """Whether there is data; a path with a variable that is not set leads nowhere."""
+    try:
+        return Path(expand_path(path, "data.path")).exists()
+    except ValueError:
+        return False
 
 
 def _say(line: str) -> None:
