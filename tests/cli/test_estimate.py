@@ -95,6 +95,16 @@ def test_a_budget_is_met_and_says_why(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(cheap["budget"]) == 1
 
 
+@pytest.mark.parametrize("systems", [["spartex"], ["haste", "spartex"]])
+def test_a_budget_is_met_by_the_systems_asked_for(systems: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--labels", "1e6", "--in-features", "768", "--memory-budget", "2GB", "--device", "a100"]
+    alone = record(capsys, *arguments, "--system", "haste")
+    assert len(alone["budget"]) == 1  # nothing had to be lowered
+    found = record(capsys, *arguments, *(word for name in systems for word in ("--system", name)))
+    assert all(found["systems"][name]["fits"] for name in systems)
+    assert found["workload"]["fan_in"] < alone["workload"]["fan_in"]
+
+
 def test_a_budget_that_nothing_fits_names_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     found = error(capsys, *SIZES, "--fan-in", "32", "--memory-budget", "300MB")
     assert "memory_budget (286.1 MiB) must be at least" in found

@@ -62,6 +62,16 @@ def test_a_gpu_has_a_budget_of_its_own() -> None:
     assert values["output"]["fan_in"] >= 16
 
 
+def test_what_is_asked_for_is_to_fit() -> None:
+    wanted = filled(output={"fan_in": 256})
+    budget = 1.01 * total(wanted)
+    assert fit_settings(wanted, FACTS, budget)[0] == wanted
+    values, _ = fit_settings(wanted, FACTS, budget, systems=("spartex",))
+    spartex = run_workload(Config.from_dict(values), FACTS).of_system("spartex")
+    assert estimate(spartex, device("cpu", budget), run=True).fits
+    assert values != wanted
+
+
 def test_nothing_fits() -> None:
     with pytest.raises(ValueError, match=r"memory_budget \(190.7 MiB\) must be at least .* raise it"):
         fit_settings(filled(), FACTS, 2e8)

@@ -128,7 +128,7 @@ def _of_sizes(options: argparse.Namespace, on: Device, budget: float | None) -> 
         return workload, []
     from haste.train.budget import fit
 
-    return fit(workload, replace(on, memory=budget), fixed=set(given))
+    return fit(workload, replace(on, memory=budget), fixed=set(given), systems=options.system or ("haste",))
 
 
 def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Workload, list[str]]:
@@ -160,7 +160,7 @@ def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Wor
         facts = with_terms(facts, store, Config.from_dict(values), log=_say)
     reasons: list[str] = []
     if budget is not None:
-        values, reasons = fit_settings(values, facts, budget, fixed=given)
+        values, reasons = fit_settings(values, facts, budget, fixed=given, systems=options.system or ("haste",))
     return run_workload(Config.from_dict(values), facts, checkpointing=options.checkpointing), reasons
 
 

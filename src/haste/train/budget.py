@@ -25,7 +25,12 @@ _Settings = Mapping[str, Any]
 
 
 def fit(
-    workload: Workload, device: Device, *, fixed: Collection[str] = (), run: bool = False
+    workload: Workload,
+    device: Device,
+    *,
+    fixed: Collection[str] = (),
+    systems: Collection[str] = ("haste",),
+    run: bool = False,
 ) -> tuple[Workload, list[str]]:
     """Return a workload that fits a device's memory, and lines that say what was changed and why.
 
@@ -33,6 +38,7 @@ def fit(
         workload: what is wanted.
         device: its memory is the budget.
         fixed: names of fields that stay.
+        systems: what the workload is trained as; all of them are to fit.
         run: as in `haste.estimate.estimate`.
 
     Raises:
@@ -44,12 +50,17 @@ def fit(
         return replace(workload, **{_FIELDS[key]: value for key, value in settings.items()})
 
     keys = [key for key, name in _FIELDS.items() if name not in fixed]
-    settings, lines = _descend(start, keys, lambda found: estimate(changed(found), device, run=run))
+    settings, lines = _descend(start, keys, lambda found: _largest(changed(found), systems, device, run=run))
     return changed(settings), lines
 
 
 def fit_settings(
-    values: Mapping[str, Any], facts: Facts, budget: float, *, fixed: Collection[str] = ()
+    values: Mapping[str, Any],
+    facts: Facts,
+    budget: float,
+    *,
+    fixed: Collection[str] = (),
+    systems: Collection[str] = ("haste",),
 ) -> tuple[dict[str, Any], list[str]]:
     """Return settings that fit, as nested dictionaries, and lines that say what was changed and why.
 
@@ -58,6 +69,7 @@ def fit_settings(
         facts: about the data and the machine.
         budget: bytes, of main memory or of the GPU that facts.device is.
         fixed: dotted keys that stay.
+        systems: what is trained with these settings; all of them are to fit.
 
     Raises:
         ValueError: nothing fits; the message names what would.
@@ -74,7 +86,8 @@ def fit_settings(
         start["data.max_features"] = vocabulary(config, facts)
 
     def measured(settings: _Settings) -> Estimate:
-        return estimate(run_workload(Config.from_dict(_nested(values, settings)), facts), where, run=True)
+        workload = run_workload(Config.from_dict(_nested(values, settings)), facts)
+        return _largest(workload, systems, where, run=True)
 
     settings, lines = _descend(start, keys, measured)
     if settings["data.max_features"] == start["data.max_features"]:
@@ -93,6 +106,12 @@ def run_workload(config: Config, facts: Facts, *, checkpointing: bool = False) -
         checkpointing=checkpointing,
     )
     return replace(workload, documents=facts.document_bytes)
+
+
+def _largest(workload: Workload, systems: Collection[str], device: Device, *, run: bool) -> Estimate:
+    """The estimate of the system that takes most."""
+    found = [estimate(workload.of_system(name), device, run=run) for name in systems]
+    return max(found, key=lambda estimate: estimate.total)
 
 
 def _descend(
