@@ -106,10 +106,14 @@ def test_a_budget_is_met_by_the_systems_asked_for(systems: list[str], capsys: py
 
 
 def test_a_budget_that_nothing_fits_names_what_would(capsys: pytest.CaptureFixture[str]) -> None:
-    found = error(capsys, *SIZES, "--fan-in", "32", "--memory-budget", "300MB")
-    assert "memory_budget (286.1 MiB) must be at least" in found
-    assert "most of it" in found
-    assert "raise it" in found
+    found = error(capsys, *SIZES, "--fan-in", "32", "--memory-budget", "430MB")
+    assert "memory_budget (410.1 MiB) must be at least" in found
+    assert "most of it framework 400.5 MiB and" in found
+    assert "lowering further gains nothing; raise it" in found
+    least = error(capsys, *SIZES, "--fan-in", "32", "--memory-budget", "300MB")
+    assert "memory_budget (286.1 MiB) must be above 400.5 MiB, which Python and PyTorch take" in least
+    least = error(capsys, *SIZES, "--fan-in", "32", "--memory-budget", "300MB", "--device", "l4")
+    assert "must be above 476.8 MiB, which CUDA takes" in least
     fewer = error(capsys, "estimate", "--labels", "1e8", "--in-features", "768", "--memory-budget", "4GB")
     assert "or train at most" in fewer
 
@@ -120,6 +124,7 @@ def test_a_budget_that_nothing_fits_names_what_would(capsys: pytest.CaptureFixtu
         (["estimate"], "needs --labels and --in-features"),
         ([*SIZES, "--fan-in", "128"], "fan_in (128) must not exceed in_features (64)"),
         ([*SIZES, "--memory-budget", "much"], "(much) must be a number of bytes, as 12GB or 900MiB"),
+        ([*SIZES, "--memory-budget", "12"], "--memory-budget: (12) must have a unit, as 12GB or 900MiB"),
         ([*SIZES, "--memory-budget=-4GB"], "must be a number of bytes"),
         (["estimate", "--labels", "1.5", "--in-features", "8"], "must be a whole number"),
         (["train", "x", "--memory-budget", "0"], "--memory-budget (0) must be a number of bytes"),
@@ -138,7 +143,8 @@ def test_training_within_a_budget(
     assert "memory budget 1.86 GiB" in (tmp_path / "run" / "preset.txt").read_text()
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(values))
-    assert "must be at least" in error(capsys, "train", str(file), "--memory-budget", "100MB")
+    assert "must be at least" in error(capsys, "train", str(file), "--memory-budget", "450MB")
+    assert "must be above 400.5 MiB" in error(capsys, "train", str(file), "--memory-budget", "100MB")
     assert main(["train", str(file), "--memory-budget", "1GB", "--print_config"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("# memory budget 953.7 MiB: what was wanted takes")

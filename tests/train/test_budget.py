@@ -73,5 +73,7 @@ def test_what_is_asked_for_is_to_fit() -> None:
 
 
 def test_nothing_fits() -> None:
-    with pytest.raises(ValueError, match=r"memory_budget \(190.7 MiB\) must be at least .* raise it"):
+    with pytest.raises(ValueError, match=r"memory_budget \(476.8 MiB\) must be at least .* framework .* raise it"):
+        fit_settings(filled(), FACTS, 5e8)
+    with pytest.raises(ValueError, match=r"memory_budget \(190.7 MiB\) must be above 400.5 MiB"):
         fit_settings(filled(), FACTS, 2e8)

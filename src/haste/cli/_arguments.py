@@ -8,6 +8,7 @@ from typing import NoReturn
 from haste.config import Data, settings
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_LEAST_BYTES = 1e6  # fewer are a number whose unit was forgotten
 READING = ("dev", "test", "format", "input", "text", "labels", "id", "separator")
 
 
@@ -41,7 +42,7 @@ def bytes_of(text: str) -> float:
     """A number of bytes such as 12GB, 900MiB or 4e9.
 
     Raises:
-        argparse.ArgumentTypeError: anything else, or none at all.
+        argparse.ArgumentTypeError: anything else, none at all, or fewer than 10^6 without a unit.
     """
     number = text.strip().lower().removesuffix("b")
     unit = number.lstrip("0123456789.e+-")
@@ -51,6 +52,8 @@ def bytes_of(text: str) -> float:
         count = 0.0
     if not 0 < count < float("inf"):
         raise argparse.ArgumentTypeError(f"({text}) must be a number of bytes, as 12GB or 900MiB")
+    if not unit and count < _LEAST_BYTES:
+        raise argparse.ArgumentTypeError(f"({text}) must have a unit, as 12GB or 900MiB")
     return count
 
 

@@ -1,7 +1,7 @@
 """Memory and least time of a configuration, by part, before it runs."""
 
 from haste.estimate._encoders import MODELS, Bag, Encoder, Given, Transformer, transformer
-from haste.estimate._estimate import Estimate, Phase, estimate, most_labels
+from haste.estimate._estimate import Estimate, Phase, estimate, most_labels, parts_at_peak
 from haste.estimate._settings import workload_of
 from haste.estimate._table import as_json, as_text, size
 from haste.estimate.devices import DEVICES, Device, device
@@ -24,6 +24,7 @@ __all__ = [
     "device",
     "estimate",
     "most_labels",
+    "parts_at_peak",
     "size",
     "transformer",
     "workload_of",

@@ -10,7 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from haste.config import Config
-from haste.estimate import DEVICES, Device, Estimate, Workload, device, estimate, most_labels, size, workload_of
+from haste.estimate import (
+    DEVICES,
+    Device,
+    Estimate,
+    Workload,
+    device,
+    estimate,
+    most_labels,
+    parts_at_peak,
+    size,
+    workload_of,
+)
 from haste.train.preset import Facts, flatten, vocabulary
 
 _LEAST_GAIN = 0.01  # of the peak, for which a rung is worth taking
@@ -119,8 +130,15 @@ def _descend(
 ) -> tuple[dict[str, Any], list[str]]:
     """Take rungs until it fits, then step back up wherever it still fits."""
     settings, before = dict(start), measured(start)
-    wanted, budget = before, before.device.memory
+    wanted, budget, framework = before, before.device.memory, before.framework
+    if budget <= framework:
+        what = "Python and PyTorch take" if before.device.kind == "cpu" else "CUDA takes"
+        raise ValueError(
+            f"memory_budget ({size(budget)}) must be above {size(framework)}, which {what} before there is a model; "
+            "raise it"
+        )
     taken: list[str] = []
+    skipped = False
     for key, value in _rungs(start, keys):
         if before.fits:
             break
@@ -129,13 +147,16 @@ def _descend(
         if after.peak < before.peak * (1 - _LEAST_GAIN):
             settings, before = lower, after
             taken += [key] if key not in taken else []
+        else:
+            skipped = True
     if not before.fits:
         shown = ", ".join(f"{key} {_shown(settings[key])}" for key in keys)
+        further = "; lowering further gains nothing" if skipped else ""
         most = most_labels(before.workload, before.device)
         fewer = f", or train at most {most:,} labels" if most else ""
         raise ValueError(
             f"memory_budget ({size(budget)}) must be at least {size(before.total)}: so much do the leanest settings "
-            f"take ({shown}), {_parts(before)}; raise it{fewer}"
+            f"take ({shown}), {_parts(before)}{further}; raise it{fewer}"
         )
     for key in taken[:-1]:
         higher = {**settings, key: start[key]}
@@ -186,7 +207,7 @@ def _nested(values: Mapping[str, Any], changes: _Settings) -> dict[str, Any]:
 
 def _parts(found: Estimate) -> str:
     """The largest parts of an estimate in words."""
-    parts = {**found.held, **found.largest.parts}
+    parts = parts_at_peak(found)
     largest = sorted(parts, key=lambda name: -parts[name])[:2]
     return "most of it " + " and ".join(f"{name} {size(parts[name])}" for name in largest)
 
