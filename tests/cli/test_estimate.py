@@ -8,6 +8,10 @@ import pytest
 import yaml
 
 from haste.cli import main
+from haste.config import Config
+from haste.nn import build_model
+from haste.train.compare import Plan, planned_runs, prepare_sizes
+from haste.train.systems import SYSTEMS
 
 Settings = Callable[..., dict[str, Any]]
 SIZES = ["estimate", "--labels", "5e4", "--in-features", "64"]
@@ -67,6 +71,57 @@ def test_the_terms_of_texts_are_counted(
         assert record(capsys, str(file))["workload"]["encoder"]["num_inputs"] == terms
     chosen = record(capsys, str(tiny_data), "--memory-budget", "2GB")["workload"]
     assert chosen["encoder"]["num_inputs"] == len(documents)  # min_df 1
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_of_a_comparison_has_an_estimate(
+    name: str, tiny_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny_settings(encoder={"features": 256}, output={"fan_in": 32})
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(values))
+    config = Config.from_dict(values)
+    sizes = prepare_sizes(config, [0], lambda line: None)
+    [planned] = planned_runs(Plan(config=config, systems=[name], settings={}), sizes, tmp_path / "compared")
+    model = build_model(planned.config, num_inputs=sizes.inputs, num_labels=sizes.labels)
+    found = record(capsys, str(file), "--system", name)["systems"][name]["held"]
+    parts = [part for layer in model.output.layers() for part in (*layer.parameters(), *layer.buffers())]
+    names = ("output weights", "output biases", "output indices", "label order")
+    assert sum(found.get(part, 0) for part in names) == sum(x.nbytes for x in parts) + 16 * sizes.labels
+    assert ("auxiliary" in found) == (planned.config.auxiliary.clusters > 0)
+
+
+def test_what_is_configured_is_kept_apart_from_the_systems(
+    tiny_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    for output, first in (
+        ({"fan_in": 256, "group_size": 1}, "configured"),
+        ({"fan_in": 32, "group_size": 1}, "configured"),
+        ({"fan_in": 32, "head_ratio": 0.1}, "haste"),
+    ):
+        file.write_text(yaml.safe_dump(tiny_settings(encoder={"features": 256}, output=output)))
+        found = record(capsys, str(file), "--labels", "100000", "--inputs", "100")
+        systems = found["systems"]
+        assert next(iter(systems)) == first
+        assert found["workload"]["fan_in"] == output["fan_in"]
+        indices = [systems[name]["held"].get("output indices", 0) for name in ("block-sparse", "haste", "spartex")]
+        assert min(indices) > 0
+        assert len(set(indices)) == 3
+        assert systems["dense"]["held"].get("output indices", 0) == 0
+
+
+def test_a_system_that_the_settings_exclude_is_left_out(
+    tiny_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    encoder = {"kind": "transformer", "name": "bert-base", "autocast": True, "features": 32}
+    values = tiny_settings(encoder=encoder, optim={"encoder": {"lr": 1e-5}})
+    file.write_text(yaml.safe_dump(values))
+    found = record(capsys, str(file), "--labels", "1000")
+    assert "dense-bf16" not in found["systems"]
+    assert [line for line in found["budget"] if line.startswith("dense-bf16 is left out: ")]
+    assert "autocast" in error(capsys, "estimate", str(file), "--labels", "1000", "--system", "dense-bf16")
 
 
 @pytest.mark.parametrize("folder", [None, "/nowhere"])

@@ -5,7 +5,7 @@ import pytest
 
 from haste.config import Config
 from haste.estimate import device, estimate
-from haste.train.budget import fit_settings, run_workload
+from haste.train.budget import fit_settings, run_workload, system_workload
 from haste.train.preset import Facts, fill, flatten
 
 FACTS = Facts(
@@ -67,7 +67,7 @@ def test_what_is_asked_for_is_to_fit() -> None:
     budget = 1.01 * total(wanted)
     assert fit_settings(wanted, FACTS, budget)[0] == wanted
     values, _ = fit_settings(wanted, FACTS, budget, systems=("spartex",))
-    spartex = run_workload(Config.from_dict(values), FACTS).of_system("spartex")
+    spartex = system_workload("spartex", Config.from_dict(values), FACTS)
     assert estimate(spartex, device("cpu", budget), run=True).fits
     assert values != wanted
 

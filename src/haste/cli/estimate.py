@@ -13,8 +13,6 @@ from haste.config import Config, Run, check_keys, expand_path
 from haste.estimate import (
     DEVICES,
     MODELS,
-    SYSTEMS,
-    Device,
     Estimate,
     Workload,
     as_json,
@@ -22,14 +20,15 @@ from haste.estimate import (
     device,
     estimate,
     size,
-    transformer,
 )
+from haste.train.budget import CONFIGURED, fit_settings, system_workload
 from haste.train.preset import Facts, free_memory
+from haste.train.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from haste.data.store import Store
 
-# Option -> the setting it stands for; without a file of settings, the field of the workload.
+# Option -> the setting it stands for.
 _KEYS = {
     "in_features": "encoder.features",
     "fan_in": "output.fan_in",
@@ -40,6 +39,9 @@ _KEYS = {
     "dtype": "output.dtype",
     "batch_size": "optim.batch_size",
 }
+# Of those that take the same memory, one.
+_SHOWN = ("haste", "dense", "dense-bf16", "bottleneck", "block-sparse", "spartex")
+_SYSTEM = f"as in haste compare; default configured, {', '.join(_SHOWN)}; may be repeated"
 _RULES = {"sgd": ("sgd", 0.0), "momentum": ("sgd", 0.9), "adamw": ("adamw", 0.0)}
 
 
@@ -52,12 +54,23 @@ def run(argv: list[str]) -> int:
         print("\n".join([*table_1(), "", *hundred_million()]))
         return 0
     chosen = device(options.device or "cpu", free_memory())
-    budget, of_run = options.memory_budget, options.settings is not None
-    workload, reasons = _of_settings(options, budget) if of_run else _of_sizes(options, chosen, budget)
+    of_run, budget = options.settings is not None, options.memory_budget
+    if of_run:
+        values, facts, given = _of_settings(options)
+    else:
+        values, facts = _of_sizes(options)
+        given = _given(options, values)
+        if options.encoder in (None, "none"):
+            values["encoder"]["features"] = 0  # given features, as wide as they are
+    reasons: list[str] = []
     if budget is not None:
         chosen = replace(chosen, memory=budget)
-    names = options.system or SYSTEMS
-    found = {name: estimate(workload.of_system(name), chosen, run=of_run) for name in names}
+        asked = options.system or (CONFIGURED,)
+        values, reasons = fit_settings(values, facts, budget, fixed=given, systems=asked, run=of_run)
+    workloads, left_out = _workloads(options, Config.from_dict(values), facts)
+    reasons += left_out
+    found = {name: estimate(workload, chosen, run=of_run) for name, workload in workloads.items()}
+    workload = next(iter(workloads.values()))
     measured = _measured(found, options.measure)
     if options.json:
         record = {name: {**as_json(value), **measured.get(name, {})} for name, value in found.items()}
@@ -66,7 +79,22 @@ def run(argv: list[str]) -> int:
         print("\n".join([_headline(workload), *(f"  {line}" for line in reasons), "", as_text(found)]))
         for name, values in measured.items():
             _show_measured(name, found[name], values)
-    return int(len(names) == 1 and chosen.memory > 0 and not found[names[0]].fits)
+    return int(len(options.system or ()) == 1 and chosen.memory > 0 and not next(iter(found.values())).fits)
+
+
+def _workloads(options: argparse.Namespace, config: Config, facts: Facts) -> tuple[dict[str, Workload], list[str]]:
+    """What each system trains, the configuration first where it is not HASTE, and lines about those left out."""
+    found, left_out = {}, []
+    for name in options.system or (CONFIGURED, *_SHOWN):
+        try:
+            found[name] = system_workload(name, config, facts, checkpointing=options.checkpointing)
+        except ValueError as error:
+            if options.system or name == CONFIGURED:
+                raise
+            left_out.append(f"{name} is left out: {error}")
+    if not options.system and found[CONFIGURED] == found.get("haste"):
+        found = {"haste": found["haste"]} | {name: found[name] for name in found if name != CONFIGURED}
+    return found, left_out
 
 
 def _count(text: str) -> int:
@@ -104,7 +132,7 @@ def _parser() -> Parser:
     of.add_argument("--checkpointing", action="store_true", help="a transformer's activations are computed twice")
     where = parser.add_argument_group("where, and what of it")
     where.add_argument("--device", choices=("cpu", *DEVICES), help="default cpu: this machine")
-    where.add_argument("--system", action="append", choices=SYSTEMS, help="default all; may be repeated")
+    where.add_argument("--system", action="append", choices=(CONFIGURED, *SYSTEMS), help=_SYSTEM)
     where.add_argument("--memory-budget", type=bytes_of, help="find settings that fit, such as 12GB")
     where.add_argument("--measure", action="store_true", help="build and train it here for three steps, too")
     where.add_argument("--published", action="store_true", help="the data sets of HASTE's Table 1, and 10^8 labels")
@@ -115,26 +143,35 @@ def _parser() -> Parser:
 _MANY = 10**7  # documents, whose vocabulary is as large as the settings let it be
 
 
-def _of_sizes(options: argparse.Namespace, on: Device, budget: float | None) -> tuple[Workload, list[str]]:
+def _of_sizes(options: argparse.Namespace) -> tuple[dict[str, Any], Facts]:
+    """Settings of sizes alone: an encoder of known size, or features that are given."""
     if options.labels is None or options.in_features is None:
         raise ValueError("haste estimate needs --labels and --in-features, or a file of settings, or data")
-    names = (*_KEYS, "rule", "positives")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    encoder = None
+    values: dict[str, Any] = {
+        "data": {"path": ".", "max_tokens": options.tokens},
+        "encoder": {"kind": "features", "features": 0},
+        "output": {"fan_in": 128, "group_size": 32, "head_ratio": 0.0, "dtype": "bfloat16"},
+        "optim": {"batch_size": 128},
+        "rewire": {"regrow": "random"},
+    }
     if options.encoder not in (None, "none"):
-        encoder = transformer(options.encoder, tokens=options.tokens, checkpointing=options.checkpointing)
-    workload = Workload(num_labels=options.labels, encoder=encoder, **given)
-    if budget is None:
-        return workload, []
-    from haste.train.budget import fit
+        values["encoder"] = {"kind": "transformer", "name": options.encoder, "dtype": "bfloat16"}
+        values["optim"]["encoder"] = {"name": "kahan_adamw", "state_dtype": "bfloat16", "lr": 1e-4}
+    facts = Facts(
+        num_documents=_MANY,
+        num_labels=options.labels,
+        labels_per_document=options.positives or 5.0,
+        kind="dense",
+        num_inputs=options.in_features,
+        memory_bytes=free_memory(),
+        device="cpu" if options.device in (None, "cpu") else "cuda",
+    )
+    return values, facts
 
-    return fit(workload, replace(on, memory=budget), fixed=set(given), systems=options.system or ("haste",))
 
-
-def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Workload, list[str]]:
-    """The workload of a file of settings, or of what `haste train` would choose for data."""
-    from haste.train.budget import fit_settings, run_workload
-    from haste.train.preset import fill, flatten
+def _of_settings(options: argparse.Namespace) -> tuple[dict[str, Any], Facts, set[str]]:
+    """The settings of a file, or what `haste train` would choose for data; which were given."""
+    from haste.train.preset import fill
 
     values: dict[str, Any] = {"data": {"path": options.settings}}
     is_file = options.settings.endswith((".yaml", ".yml"))
@@ -143,14 +180,7 @@ def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Wor
 
         values = read_yaml(Path(options.settings))
         check_keys(values)
-    for option, key in _KEYS.items():
-        if getattr(options, option) is not None:
-            section, _, name = key.partition(".")
-            values.setdefault(section, {})[name] = getattr(options, option)
-    if options.rule is not None:
-        update = values.setdefault("optim", {}).setdefault("output", {})
-        update["name"], update["momentum"] = _RULES[options.rule]
-    given = set(flatten(values))
+    given = _given(options, values)
     facts, store = _facts(options, values)
     if not is_file:
         values = fill(values, facts)[0]
@@ -158,10 +188,23 @@ def _of_settings(options: argparse.Namespace, budget: float | None) -> tuple[Wor
         from haste.train.auto import with_terms
 
         facts = with_terms(facts, store, Config.from_dict(values), log=_say)
-    reasons: list[str] = []
-    if budget is not None:
-        values, reasons = fit_settings(values, facts, budget, fixed=given, systems=options.system or ("haste",))
-    return run_workload(Config.from_dict(values), facts, checkpointing=options.checkpointing), reasons
+    return values, facts, given
+
+
+def _given(options: argparse.Namespace, values: dict[str, Any]) -> set[str]:
+    """Put the sizes of the command line into the settings; all the keys that were given."""
+    from haste.train.preset import flatten
+
+    given = set(flatten(values)) if options.settings is not None else set()
+    for option, key in _KEYS.items():
+        if getattr(options, option) is not None:
+            section, _, name = key.partition(".")
+            values.setdefault(section, {})[name] = getattr(options, option)
+            given.add(key)
+    if options.rule is not None:
+        update = values.setdefault("optim", {}).setdefault("output", {})
+        update["name"], update["momentum"] = _RULES[options.rule]
+    return given
 
 
 def _facts(options: argparse.Namespace, values: dict[str, Any]) -> tuple[Facts, "Store | None"]:
@@ -233,7 +276,9 @@ def _show_measured(name: str, found: Estimate, values: dict[str, Any]) -> None:
 def _headline(workload: Workload) -> str:
     w = workload
     head = f", head {w.num_head_labels:,}" if w.num_head_labels else ""
-    encoder = "" if w.encoder is None else f"; encoder {w.encoder.kind}, {w.encoder.parameters / 1e6:,.1f} M numbers"
+    encoder = ""
+    if w.encoder is not None and w.encoder.parameters:
+        encoder = f"; encoder {w.encoder.kind}, {w.encoder.parameters / 1e6:,.1f} M numbers"
     return (
         f"L {w.num_labels:,}, H {w.in_features}, fan_in {w.fan_in} of {w.inputs}, groups of {w.group_size}{head}, "
         f"{w.dtype}, {w.rule}, B {w.batch_size}{encoder}"

@@ -130,7 +130,9 @@ class Workload:
         return [replace(part, element=self.encoder.element, state=self.encoder.state) for part in found]
 
     def of_system(self, system: str) -> "Workload":
-        """Return the same work done by another system of the family.
+        """Return the same work done by another system of HASTE's Table 1, as `haste.estimate.published` compares them.
+
+        `haste compare` and `haste estimate` make theirs of settings: `haste.train.systems`.
 
         dense: float32, every label reads all features, SGD without momentum unless given (Renée).
         dense-bfloat16: the same in bfloat16 with stochastic rounding, no momentum (ELMO).

@@ -12,7 +12,6 @@ from typing import Any
 from haste.config import Config
 from haste.estimate import (
     DEVICES,
-    Device,
     Estimate,
     Workload,
     device,
@@ -23,46 +22,21 @@ from haste.estimate import (
     workload_of,
 )
 from haste.train.preset import Facts, flatten, vocabulary
+from haste.train.systems import SYSTEMS, Shared, Sizes, settings_of
+
+CONFIGURED = "configured"  # the settings as they are, whatever system that is
 
 _LEAST_GAIN = 0.01  # of the peak, for which a rung is worth taking
-_FIELDS = {
-    "output.dtype": "dtype",
-    "output.group_size": "group_size",
-    "output.head_ratio": "head_ratio",
-    "optim.batch_size": "batch_size",
-    "output.fan_in": "fan_in",
-}
+_KEYS = (
+    "output.dtype",
+    "output.group_size",
+    "output.head_ratio",
+    "optim.batch_size",
+    "output.fan_in",
+    "data.max_features",
+    "encoder.features",
+)
 _Settings = Mapping[str, Any]
-
-
-def fit(
-    workload: Workload,
-    device: Device,
-    *,
-    fixed: Collection[str] = (),
-    systems: Collection[str] = ("haste",),
-    run: bool = False,
-) -> tuple[Workload, list[str]]:
-    """Return a workload that fits a device's memory, and lines that say what was changed and why.
-
-    Args:
-        workload: what is wanted.
-        device: its memory is the budget.
-        fixed: names of fields that stay.
-        systems: what the workload is trained as; all of them are to fit.
-        run: as in `haste.estimate.estimate`.
-
-    Raises:
-        ValueError: nothing fits; the message names what would.
-    """
-    start = {key: getattr(workload, name) for key, name in _FIELDS.items()}
-
-    def changed(settings: _Settings) -> Workload:
-        return replace(workload, **{_FIELDS[key]: value for key, value in settings.items()})
-
-    keys = [key for key, name in _FIELDS.items() if name not in fixed]
-    settings, lines = _descend(start, keys, lambda found: _largest(changed(found), systems, device, run=run))
-    return changed(settings), lines
 
 
 def fit_settings(
@@ -71,7 +45,8 @@ def fit_settings(
     budget: float,
     *,
     fixed: Collection[str] = (),
-    systems: Collection[str] = ("haste",),
+    systems: Collection[str] = (CONFIGURED,),
+    run: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return settings that fit, as nested dictionaries, and lines that say what was changed and why.
 
@@ -80,7 +55,8 @@ def fit_settings(
         facts: about the data and the machine.
         budget: bytes, of main memory or of the GPU that facts.device is.
         fixed: dotted keys that stay.
-        systems: what is trained with these settings; all of them are to fit.
+        systems: what is trained with these settings, names as of `system_workload`; all of them are to fit.
+        run: as in `haste.estimate.estimate`.
 
     Raises:
         ValueError: nothing fits; the message names what would.
@@ -88,8 +64,8 @@ def fit_settings(
     where = device("cpu", budget) if facts.device == "cpu" else replace(DEVICES["h200"], memory=budget)
     config = Config.from_dict(dict(values))
     given = flatten(config.to_dict())
-    keys = [key for key in (*_FIELDS, "data.max_features", "encoder.features") if key not in fixed]
-    start = {key: given[key] for key in (*_FIELDS, "data.max_features", "encoder.features")}
+    keys = [key for key in _KEYS if key not in fixed]
+    start = {key: given[key] for key in _KEYS}
     start["output.fan_in"] = min(start["output.fan_in"], start["encoder.features"] or start["output.fan_in"])
     if config.encoder.kind != "bag" or facts.kind != "text":
         keys = [key for key in keys if key != "data.max_features"]
@@ -97,8 +73,9 @@ def fit_settings(
         start["data.max_features"] = vocabulary(config, facts)
 
     def measured(settings: _Settings) -> Estimate:
-        workload = run_workload(Config.from_dict(_nested(values, settings)), facts)
-        return _largest(workload, systems, where, run=True)
+        lowered = Config.from_dict(_nested(values, settings))
+        found = [estimate(system_workload(name, lowered, facts), where, run=run) for name in systems]
+        return max(found, key=lambda estimate: estimate.total)
 
     settings, lines = _descend(start, keys, measured)
     if settings["data.max_features"] == start["data.max_features"]:
@@ -119,10 +96,18 @@ def run_workload(config: Config, facts: Facts, *, checkpointing: bool = False) -
     return replace(workload, documents=facts.document_bytes)
 
 
-def _largest(workload: Workload, systems: Collection[str], device: Device, *, run: bool) -> Estimate:
-    """The estimate of the system that takes most."""
-    found = [estimate(workload.of_system(name), device, run=run) for name in systems]
-    return max(found, key=lambda estimate: estimate.total)
+def system_workload(name: str, config: Config, facts: Facts, *, checkpointing: bool = False) -> Workload:
+    """What `haste compare` trains as a system with these settings.
+
+    name: in `haste.train.systems.SYSTEMS`, or CONFIGURED
+    Raises: ValueError, TypeError for a setting that the system cannot have.
+    """
+    workload = run_workload(config, facts, checkpointing=checkpointing)
+    if name == CONFIGURED:
+        return workload
+    sizes = Sizes(inputs=workload.in_features, labels=facts.num_labels, documents=facts.num_documents)
+    config = settings_of(SYSTEMS[name], Shared(config=config, sizes=sizes), {})
+    return run_workload(config, facts, checkpointing=checkpointing)
 
 
 def _descend(
