@@ -54,6 +54,12 @@ def test_every_system_can_be_made_of_any_settings(name: str, output: dict[str, A
         assert layer.private_features == "none"
 
 
+@pytest.mark.parametrize(("fan_in", "whole"), [(168, 160), (8, 16)])
+def test_blocks_are_whole_where_the_settings_fan_in_is_not(fan_in: int, whole: int) -> None:
+    config = base(fan_in=fan_in)
+    assert settings_of(SYSTEMS["block-sparse"], Shared(config=config, sizes=SIZES), {}).output.fan_in == whole
+
+
 def test_haste_is_the_settings_own_layer() -> None:
     config = base(fan_in=96, group_size=32, head_ratio=0.05, grouping="frequency")
     assert settings_of(SYSTEMS["haste"], Shared(config=config, sizes=SIZES), {}) == config

@@ -207,7 +207,8 @@ def _sparse(shared: Shared, regrow: str = "random") -> dict[str, Any]:
 
 
 def _block_sparse(shared: Shared) -> dict[str, Any]:
-    return {**_sparse(shared), "output.group_size": _WHOLE, "output.block": _WHOLE}
+    fan_in = shared.fan_in(shared.width) // _WHOLE * _WHOLE or _WHOLE  # whole blocks
+    return {**_sparse(shared), "output.fan_in": fan_in, "output.group_size": _WHOLE, "output.block": _WHOLE}
 
 
 def _rigl(shared: Shared) -> dict[str, Any]:
