@@ -16,16 +16,9 @@ from haste.cli import compare as compare_cli
 from haste.cli import main
 from haste.config import Config
 from haste.train import compare
-from haste.train.compare import (
-    Plan,
-    Planned,
-    RunError,
-    open_comparison,
-    planned_runs,
-    prepare_sizes,
-    read_runs,
-    train_all,
-)
+from haste.train.compare import open_comparison, read_runs, train_all
+from haste.train.plan import Plan, Planned, planned_runs, prepare_sizes
+from haste.train.run_process import RunError, reason_of
 from haste.train.signals import Interrupted
 from haste.train.systems import SYSTEMS, Sizes
 from haste.train.trainer import train
@@ -187,10 +180,10 @@ def test_the_rest_takes_as_long_as_the_same_system_did(plan: Plan, tmp_path: Pat
 
 
 def test_why_a_process_ended() -> None:
-    assert compare._reason(2, ["warming up", "haste: error: no luck", ""]) == "no luck"
-    assert compare._reason(-signal.SIGKILL, []) == "killed by the system, most often for want of memory"
-    assert compare._reason(-signal.SIGSEGV, ["x"]) == "ended by SIGSEGV"
-    assert compare._reason(1, []) == "ended with status 1"
+    assert reason_of(2, ["warming up", "haste: error: no luck", ""]) == "no luck"
+    assert reason_of(-signal.SIGKILL, []) == "killed by the system, most often for want of memory"
+    assert reason_of(-signal.SIGSEGV, ["x"]) == "ended by SIGSEGV"
+    assert reason_of(1, []) == "ended with status 1"
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from haste.config import Config
-from haste.train.compare import Plan, Planned, open_comparison, planned_runs, prepare_sizes, read_runs, train_all
+from haste.train.compare import open_comparison, read_runs, train_all
 from haste.train.files import write_json
+from haste.train.plan import Plan, Planned, planned_runs, prepare_sizes
 from haste.train.report import text_table, write_report
 from haste.train.report_results import epoch_seconds, read_comparison, series
 from haste.train.report_svg import Line, _ticks, bars, lines, points, stacks

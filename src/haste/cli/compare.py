@@ -28,8 +28,9 @@ def run(argv: list[str]) -> int:
 
     from haste.cli.train import given_settings
     from haste.config import Config
-    from haste.train import compare
     from haste.train.auto import complete
+    from haste.train.compare import open_comparison, train_all
+    from haste.train.plan import Plan, planned_runs, prepare_sizes
     from haste.train.progress import print_line
     from haste.train.report import text_table, write_report
     from haste.train.report_results import read_comparison
@@ -46,7 +47,7 @@ def run(argv: list[str]) -> int:
         for line in reasons:
             print_line(line)
     config = Config.from_dict(values)
-    plan = compare.Plan(
+    plan = Plan(
         config=config,
         systems=_systems(options.systems),
         seeds=_numbers("--seeds", options.seeds, int) if options.seeds else [config.run.seed],
@@ -54,15 +55,13 @@ def run(argv: list[str]) -> int:
         vary=_variations(options.vary),
         settings=_own_settings(options.set),
     )
-    sizes = compare.prepare_sizes(config, plan.seeds)
-    runs = compare.planned_runs(plan, sizes, output)
+    sizes = prepare_sizes(config, plan.seeds)
+    runs = planned_runs(plan, sizes, output)
     if options.dry_run:
         _show(runs, config)
         return 0
-    compare.open_comparison(config, output)
-    failed = compare.train_all(
-        runs, output, after=lambda: write_report(output), keep_checkpoints=options.keep_checkpoints
-    )
+    open_comparison(config, output)
+    failed = train_all(runs, output, after=lambda: write_report(output), keep_checkpoints=options.keep_checkpoints)
     page = write_report(output)
     found = tables(read_comparison(output))
     print("\n\n".join(text_table(table) for table in found[:2]))
