@@ -171,6 +171,28 @@ def test_other_settings_are_refused(plan: Plan, tmp_path: Path) -> None:
         open_comparison(plan.config, output / "runs/haste-seed0")
 
 
+def test_seeds_of_a_row_have_the_same_settings(plan: Plan, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with_set = replace(plan, systems=["haste"], seeds=[0], settings={"haste": {"optim.epochs": 1}})
+    open_comparison(plan.config, output)
+    train_all(planned_runs(with_set, SIZES, output), output, execute=here, log=lambda line: None)
+    assert read_runs(output)["haste-seed0"]["own"] == {"optim.epochs": 1}
+    without = planned_runs(replace(with_set, seeds=[1], settings={}), SIZES, output)
+    message = r"haste-seed1 must have the settings of haste-seed0, .*: optim.epochs \(1, now 2\); give --set as before"
+    with pytest.raises(ValueError, match=message):
+        train_all(without, output, execute=here, log=lambda line: None)
+    assert not (output / "runs/haste-seed1").exists()
+    assert "haste-seed1" not in read_runs(output)
+    same = planned_runs(replace(with_set, seeds=[1]), SIZES, output)
+    assert train_all(same, output, execute=here, log=lambda line: None) == {}
+
+
+def test_sizes_are_those_of_the_first_seed_ever(plan: Plan, tmp_path: Path) -> None:
+    assert compare.first_seed(tmp_path / "out", [3, 4]) == 3
+    open_comparison(replace(plan.config, run=replace(plan.config.run, seed=3)), tmp_path / "out")
+    assert compare.first_seed(tmp_path / "out", [5]) == 3
+
+
 def test_the_rest_takes_as_long_as_the_same_system_did(plan: Plan, tmp_path: Path) -> None:
     runs = planned_runs(replace(plan, seeds=[0, 1, 2]), SIZES, tmp_path)
     spent = [(runs[0], 10.0), (runs[1], 30.0)]

@@ -19,6 +19,7 @@ from haste.train.report_tables import tables
 from haste.train.trainer import train
 
 SYSTEMS = ["dense", "bottleneck", "spartex", "haste"]
+OWN = {"haste": {"optim.encoder.lr": 0.04}}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def compared(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "run": {"dir": str(output), "threads": 1, "device": "cpu"},
         }
     )
-    plan = Plan(config=config, systems=SYSTEMS, seeds=[0, 1], vary=[{"output.grouping": "random"}], settings={})
+    plan = Plan(config=config, systems=SYSTEMS, seeds=[0, 1], vary=[{"output.grouping": "random"}], settings=OWN)
     sizes = prepare_sizes(config, plan.seeds, lambda line: None)
     open_comparison(config, output)
 
@@ -122,15 +123,69 @@ def test_names_are_escaped_and_missing_runs_are_said(compared: Path, tmp_path: P
     assert tables(read_comparison(output)) == []
 
 
-def test_runs_on_other_documents_are_refused(compared: Path, tmp_path: Path) -> None:
-    output = tmp_path / "copy"
-    names = ["dense-seed0", "haste-seed0"]
+def copy(compared: Path, output: Path, names: list[str]) -> None:
+    """Some runs of a comparison, to be changed."""
     for name in names:
         folder = output / "runs" / name
         folder.mkdir(parents=True)
         for file in ("metrics.json", "run.json", "metrics.jsonl", "config.yaml"):
             (folder / file).write_text((compared / "runs" / name / file).read_text())
+    (output / "config.yaml").write_text((compared / "config.yaml").read_text())
     write_json(output / "runs.json", {name: read_runs(compared)[name] for name in names})
+
+
+def test_a_report_says_what_each_system_changes(compared: Path) -> None:
+    table = next(t for t in tables(read_comparison(compared)) if t.title == "Settings of each system")
+    rows = {row[0]: dict(zip(table.heads, row, strict=True)) for row in table.rows}
+    assert rows["HASTE"]["--set"] == "optim.encoder.lr=0.04"
+    assert rows["HASTE"]["lr of encoder"] == "0.04"
+    assert "optim.encoder.lr 0.04 (0.05)" in rows["HASTE"]["changes"]
+    assert "output.fan_in 0 (8)" in rows["dense"]["changes"]
+    assert rows["dense"]["--set"] == "-"
+    assert [rows["Spartex"][f"lr of {part}"] for part in ("encoder", "output layer", "auxiliary")] == [
+        "0.05",
+        "0.00625",  # of the squared hinge
+        "0.05",
+    ]
+    assert rows["HASTE"]["lr of auxiliary"] == "-"
+    assert "output.grouping random (semantic)" in rows["HASTE (output.grouping=random)"]["changes"]
+    for name in ("report.md", "report.html"):
+        assert "optim.output.lr 0.00625 (0.05)" in (compared / name).read_text()
+    report = json.loads((compared / "report.json").read_text())
+    assert report["settings"]["optim"]["output"]["lr"] == 0.05
+    assert report["systems"]["Spartex"]["changes"]["optim.output.lr"] == 0.00625
+    assert report["systems"]["HASTE"]["set"] == OWN["haste"]
+    assert "run.seed" not in report["systems"]["HASTE"]["changes"]
+
+
+def test_runs_of_other_settings_are_no_seeds_of_each_other(compared: Path, tmp_path: Path) -> None:
+    names = ["haste-seed0", "haste-seed1"]
+    copy(compared, tmp_path, names)
+    assert [e.name for e in read_comparison(tmp_path).entrants] == ["HASTE"]
+    settings = tmp_path / "runs/haste-seed1/config.yaml"
+    settings.write_text(settings.read_text().replace("fan_in: 8", "fan_in: 16"))
+    entrants = read_comparison(tmp_path).entrants
+    assert [(e.name, len(e.results)) for e in entrants] == [("HASTE", 1), ("HASTE [output.fan_in=16]", 1)]
+
+
+def test_runs_on_other_machines_are_said(compared: Path, tmp_path: Path) -> None:
+    names = ["dense-seed0", "dense-seed1", "haste-seed0", "haste-seed1"]
+    copy(compared, tmp_path, names)
+    assert "not the same" not in (write_report(tmp_path).parent / "report.md").read_text()
+    path = tmp_path / "runs/haste-seed1/run.json"
+    record = json.loads(path.read_text())
+    record["environment"] |= {"threads": 64, "commit": "abc"}
+    write_json(path, record)
+    write_report(tmp_path)
+    said = (tmp_path / "report.md").read_text()
+    others = "dense seed 0, dense seed 1, HASTE seed 0"
+    assert f"- not the same for all runs: threads 1 ({others}), 64 (HASTE seed 1)" in said
+    assert "abc (HASTE seed 1)" in said
+
+
+def test_runs_on_other_documents_are_refused(compared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "copy"
+    copy(compared, output, ["dense-seed0", "haste-seed0"])
     assert len(read_comparison(output).entrants) == 2
     record = json.loads((output / "runs/haste-seed0/run.json").read_text())
     write_json(output / "runs/haste-seed0/run.json", {**record, "documents": "others"})

@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     from haste.cli.train import given_settings
     from haste.config import Config
     from haste.train.auto import complete
-    from haste.train.compare import open_comparison, train_all
+    from haste.train.compare import first_seed, open_comparison, train_all
     from haste.train.plan import Plan, planned_runs, prepare_sizes
     from haste.train.progress import print_line
     from haste.train.report import text_table, write_report
@@ -47,15 +47,17 @@ def run(argv: list[str]) -> int:
         for line in reasons:
             print_line(line)
     config = Config.from_dict(values)
+    seeds = _numbers("--seeds", options.seeds, int) if options.seeds else [config.run.seed]
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=first_seed(output, seeds)))
     plan = Plan(
         config=config,
         systems=_systems(options.systems),
-        seeds=_numbers("--seeds", options.seeds, int) if options.seeds else [config.run.seed],
+        seeds=seeds,
         sparsities=_numbers("--sparsity", options.sparsity, float) if options.sparsity else (None,),
         vary=_variations(options.vary),
         settings=_own_settings(options.set),
     )
-    sizes = prepare_sizes(config, plan.seeds)
+    sizes = prepare_sizes(config, [config.run.seed, *seeds])
     runs = planned_runs(plan, sizes, output)
     if options.dry_run:
         _show(runs, config)

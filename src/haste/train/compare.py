@@ -16,12 +16,20 @@ import yaml
 from haste.config import Config
 from haste.train.files import write_json, write_text
 from haste.train.plan import Planned
+from haste.train.preset import flatten
 from haste.train.progress import duration, print_line
-from haste.train.run_folder import RunFolder, differing_keys, read_config
+from haste.train.run_folder import RunFolder, differing_keys, read_config, read_yaml
 from haste.train.run_process import RunError, run_in_process
 from haste.train.signals import Interrupted
 
 Execute = Callable[[Planned, Callable[[str], None]], None]
+_OF_A_RUN = ("run.dir", "run.seed", "run.diagnostics_every")  # settings in which the seeds of a system may differ
+
+
+def first_seed(output: Path, seeds: Sequence[int]) -> int:
+    """The seed whose data decides the sizes of all runs: where dev is drawn, those of other seeds differ a little."""
+    settings = output / "config.yaml"
+    return read_config(settings).run.seed if settings.is_file() else seeds[0]
 
 
 def open_comparison(config: Config, output: Path) -> None:
@@ -75,10 +83,12 @@ def train_all(
         Name -> reason of every run that ended without a result; the others went on.
 
     Raises:
-        ValueError: a run folder holds other settings; nothing was trained then.
+        ValueError: a run folder, or a finished run of the same system with another seed, has other settings; nothing
+            was trained then.
         Interrupted: SIGINT or SIGTERM; what is finished stays, what was going on has a checkpoint.
     """
     folders = {run.name: _folder(run) for run in runs}
+    _check_rows(runs, output)
     todo = [run for run in runs if not folders[run.name].finished]
 
     def clear() -> None:
@@ -123,14 +133,54 @@ def _folder(run: Planned) -> RunFolder:
         raise ValueError(f"{what}; delete {run.config.run.dir} to train it anew, or choose another --output") from None
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, now) of what differs between two configurations as dictionaries, whatever their seeds.
+
+    A setting that only one of them knows says that their versions differ, not what was asked for; it is left out.
+    """
+    old, new = flatten(before), flatten(now)
+    both = [key for key in old if key in new and key not in _OF_A_RUN]
+    return {key: (old[key], new[key]) for key in both if old[key] != new[key]}
+
+
+def _check_rows(runs: Sequence[Planned], output: Path) -> None:
+    """Seeds are averaged: refuse a run that would be averaged with finished ones of other settings."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, entry in read_runs(output).items():
+        folder = output / "runs" / name
+        if (folder / "metrics.json").is_file():
+            rows.setdefault(_row(entry), {})[name] = read_yaml(folder / "config.yaml")
+    for run in runs:
+        finished = rows.get(_row(_entry(run)), {})
+        changes = {name: changed_settings(values, run.config.to_dict()) for name, values in finished.items()}
+        if changes and all(changes.values()):
+            name, found = next(iter(changes.items()))
+            listed = ", ".join(f"{key} ({old}, now {new})" for key, (old, new) in found.items())
+            raise ValueError(
+                f"{run.name} must have the settings of {name}, with which the report takes its mean: {listed}; give "
+                "--set as before, or choose another --output"
+            )
+
+
+def _row(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the runs in a row of the report have in common."""
+    return entry["system"], entry["sparsity"], entry["change"]
+
+
 def read_runs(output: Path) -> dict[str, dict[str, Any]]:
-    """What each run of a comparison is: name -> system, sparsity, change, seed, and failed, the reason, if it did."""
+    """What each run of a comparison is: name -> system, sparsity, change, seed, own settings, and why it failed."""
     path = output / "runs.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _entry(run: Planned) -> dict[str, Any]:
-    return {"system": run.system, "sparsity": run.sparsity, "change": run.change, "seed": run.config.run.seed}
+    return {
+        "system": run.system,
+        "sparsity": run.sparsity,
+        "change": run.change,
+        "seed": run.config.run.seed,
+        "own": dict(run.own),
+    }
 
 
 def _note(output: Path, entries: Mapping[str, dict[str, Any]]) -> None:

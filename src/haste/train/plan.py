@@ -44,6 +44,7 @@ class Planned:
     system: name in `SYSTEMS`
     sparsity: that was asked for, where it decides the size
     change: the varied settings, "key=value", joined by +; "" = none
+    own: dotted keys that were set for this system alone
     config: all of its settings
     """
 
@@ -51,6 +52,7 @@ class Planned:
     system: str
     sparsity: float | None
     change: str
+    own: Mapping[str, Any]
     config: Config
 
     @property
@@ -96,18 +98,21 @@ def planned_runs(plan: Plan, sizes: Sizes, output: Path) -> list[Planned]:
         for name in plan.systems:
             for sparsity in plan.sparsities if SYSTEMS[name].sized else (None,):
                 for varied in ({}, *_variations(plan, name)):
-                    change = "+".join(f"{key}={_shown(value)}" for key, value in varied.items())
+                    change = "+".join(f"{key}={shown(value)}" for key, value in varied.items())
                     slug = re.sub(r"[^\w.=+-]", "_", "-".join(_words(name, sparsity, change, seed)))
                     base = replace(plan.config, run=replace(run, seed=seed, dir=str(output / "runs" / slug)))
                     shared = Shared(config=base, sizes=sizes, sparsity=sparsity)
-                    changes = {**plan.settings.get(name, {}), **_changes(varied)}
+                    own = plan.settings.get(name, {})
+                    changes = {**own, **_changes(varied)}
                     try:
                         config = settings_of(SYSTEMS[name], shared, changes)
                     except (ValueError, TypeError) as error:
                         raise type(error)(f"{slug}: {error}") from None
                     same = json.dumps([name, replace(config, run=run).to_dict(), seed])
                     if same not in seen:
-                        found[slug] = Planned(name=slug, system=name, sparsity=sparsity, change=change, config=config)
+                        found[slug] = Planned(
+                            name=slug, system=name, sparsity=sparsity, change=change, own=own, config=config
+                        )
                     seen.add(same)
     return list(found.values())
 
@@ -128,5 +133,6 @@ def _words(name: str, sparsity: float | None, change: str, seed: int) -> list[st
     return [name, *([f"{100 * sparsity:g}"] if sparsity is not None else []), *filter(None, [change]), f"seed{seed}"]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as it is written."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"

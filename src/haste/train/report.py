@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from haste.train.files import write_json, write_text
 from haste.train.report_plots import plots
 from haste.train.report_results import Comparison, epoch_seconds, read_comparison, step_milliseconds, step_parts
+from haste.train.report_settings import changes_of, conditions
 from haste.train.report_tables import Table, tables
 from haste.train.systems import SYSTEMS
 
@@ -24,7 +23,7 @@ def write_report(output: Path) -> Path:
         ValueError: the runs were trained on different documents.
     """
     comparison = read_comparison(output)
-    title, notes = _title(output), conditions(comparison, output) if comparison.entrants else []
+    title, notes = _title(comparison), conditions(comparison) if comparison.entrants else []
     found, drawn = tables(comparison), plots(comparison)
     (output / "plots").mkdir(exist_ok=True)
     for name, (_, picture) in drawn.items():
@@ -49,12 +48,16 @@ def text_table(table: Table) -> str:
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
-    """The numbers of a report for programs: by system, every value of every seed."""
+    """The numbers of a report for programs: by system, what it changes, and every value of every seed."""
     split = comparison.split
     return {
         "split": split,
+        "settings": comparison.shared,
         "systems": {
             e.name: {
+                "system": e.system,
+                "set": e.own,
+                "changes": {key: value for key, (_, value) in changes_of(e, comparison).items()},
                 "seeds": [r.seed for r in e.results],
                 "metrics": {m: [r.metrics[split][m] for r in e.results] for m in e.results[0].metrics[split]},
                 "by_decile": [r.metrics["by_decile"][split] for r in e.results],
@@ -69,25 +72,8 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def conditions(comparison: Comparison, output: Path) -> list[str]:
-    """What the runs had in common, a line each."""
-    first = comparison.entrants[0].results[0]
-    environment, data, settings = first.record["environment"], first.record["data"], first.settings
-    optim, encoder = settings["optim"], settings["encoder"]
-    shared = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
-    splits = ", ".join(f"{data[name]:,} {name}" for name in ("train", "dev", "test") if name in data)
-    return [
-        f"data: {shared['data']['path']}, {splits} documents, {data['labels']:,} labels",
-        f"encoder: {encoder['kind']}, {encoder['features'] or data['inputs']} features, dropout {encoder['dropout']:g}",
-        f"budget: {optim['epochs']} epochs, batches of {optim['batch_size']}",
-        f"device: {environment['device_name']}, {environment['threads']} threads; kernels: {environment['kernels']}",
-        f"haste {environment['haste']}, torch {environment['packages']['torch']}, commit {environment['commit']}",
-    ]
-
-
-def _title(output: Path) -> str:
-    shared = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
-    return f"Output layers compared on {Path(shared['data']['path']).name}"
+def _title(comparison: Comparison) -> str:
+    return f"Output layers compared on {Path(comparison.shared['data']['path']).name}"
 
 
 def _systems(comparison: Comparison) -> list[tuple[str, str]]:
@@ -127,6 +113,7 @@ table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric:
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 th { border-bottom: 2px solid #888; font-weight: 600 }
+table.words td { white-space: normal; text-align: left }
 div.wide { overflow-x: auto }
 h2 { margin: 2rem 0 .3rem; font-size: 1.2rem }
 p { margin: .2rem 0; color: #555 }
@@ -152,10 +139,11 @@ def _page(
 
     parts = [f"<h1>{escaped(title)}</h1>", _list(notes)]
     for table in found:
+        kind, heads = " class=words" if table.words else "", row("th", table.heads)
         body = "".join(row("td", cells) for cells in table.rows)
         parts += [
             f"<h2>{escaped(table.title)}</h2><p>{escaped(table.note)}</p>",
-            f'<div class="wide"><table><thead>{row("th", table.heads)}</thead><tbody>{body}</tbody></table></div>',
+            f'<div class="wide"><table{kind}><thead>{heads}</thead><tbody>{body}</tbody></table></div>',
         ]
     if comparison.missing:
         parts += ["<h2>Without a result</h2>", _list([f"{name}: {why}" for name, why in comparison.missing.items()])]

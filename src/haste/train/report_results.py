@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from haste.train.compare import read_runs
+from haste.train.compare import changed_settings, read_runs
 from haste.train.systems import SYSTEMS
 
 
@@ -37,11 +37,13 @@ class Entrant:
 
     name: for people
     system: name in `SYSTEMS`
+    own: dotted keys that were set for this system alone
     results: of its runs, by seed
     """
 
     name: str
     system: str
+    own: Mapping[str, Any]
     results: Sequence[Result]
 
     def values(self, of: Callable[[Result], float | None]) -> list[float]:
@@ -53,11 +55,13 @@ class Entrant:
 class Comparison:
     """All that a report shows.
 
+    shared: settings of all runs, where a system does not change them
     split: that was evaluated, test where there is one
     entrants: in the order in which they were planned
     missing: runs without a result, and why
     """
 
+    shared: Mapping[str, Any]
     split: str
     entrants: Sequence[Entrant]
     missing: Mapping[str, str]
@@ -69,7 +73,7 @@ def read_comparison(output: Path) -> Comparison:
     Raises:
         ValueError: they were trained on different documents.
     """
-    groups: dict[tuple[str, float | None, str], list[Result]] = {}
+    rows: dict[str, list[tuple[dict[str, Any], list[Result]]]] = {}  # of runs of before, some may differ in settings
     missing: dict[str, str] = {}
     documents: dict[int, tuple[str, str]] = {}  # of every seed, for a dev split may be drawn anew for each
     for name, entry in read_runs(output).items():
@@ -82,7 +86,7 @@ def read_comparison(output: Path) -> Comparison:
             metrics=_json(folder / "metrics.json"),
             record=_json(folder / "run.json"),
             history=[json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()],
-            settings=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+            settings=_yaml(folder / "config.yaml"),
         )
         if not entry["change"].startswith("data."):
             first = documents.setdefault(result.seed, (result.record["documents"], name))
@@ -91,17 +95,42 @@ def read_comparison(output: Path) -> Comparison:
                     f"{output}: {first[1]} and {name} must have been trained on the same documents; restore "
                     "the data, or compare into a new folder"
                 )
-        groups.setdefault((entry["system"], entry["sparsity"], entry["change"]), []).append(result)
+        same = rows.setdefault(_name(entry), [])
+        fitting = (found for _, found in same if not changed_settings(found[0].settings, result.settings))
+        place = next(fitting, None)
+        if place is None:
+            same.append((entry, [result]))
+        else:
+            place.append(result)
     entrants = []
-    for (system, sparsity, change), results in groups.items():
-        words = [SYSTEMS[system].title if system in SYSTEMS else system]
-        words += [f"{100 * sparsity:g} %"] if sparsity is not None else []
-        name = " ".join([*words, *([f"({change})"] if change else [])])
-        entrants.append(Entrant(name=name, system=system, results=sorted(results, key=lambda result: result.seed)))
+    for name, parts in rows.items():
+        for entry, results in parts:
+            others = changed_settings(parts[0][1][0].settings, results[0].settings)
+            apart = "".join(f" [{key}={value}]" for key, (_, value) in others.items())
+            entrants.append(
+                Entrant(
+                    name=name + apart,
+                    system=entry["system"],
+                    own=entry.get("own", {}),
+                    results=sorted(results, key=lambda result: result.seed),
+                )
+            )
     order = {name: place for place, name in enumerate(SYSTEMS)}
     entrants.sort(key=lambda entrant: order.get(entrant.system, len(order)))
     everywhere = all("test" in result.metrics for entrant in entrants for result in entrant.results)
-    return Comparison(split="test" if everywhere else "dev", entrants=entrants, missing=missing)
+    return Comparison(
+        shared=_yaml(output / "config.yaml"),
+        split="test" if everywhere else "dev",
+        entrants=entrants,
+        missing=missing,
+    )
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    """Of a row, for people."""
+    words = [SYSTEMS[entry["system"]].title if entry["system"] in SYSTEMS else entry["system"]]
+    words += [f"{100 * entry['sparsity']:g} %"] if entry["sparsity"] is not None else []
+    return " ".join([*words, *([f"({entry['change']})"] if entry["change"] else [])])
 
 
 def step_parts(entrants: Iterable[Entrant]) -> list[str]:
@@ -149,3 +178,7 @@ def inputs(result: Result) -> int:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from haste.metrics import describe_propensity
+from haste.train.plan import shown
 from haste.train.progress import duration
 from haste.train.report_results import (
     Comparison,
@@ -17,6 +18,7 @@ from haste.train.report_results import (
     step_milliseconds,
     step_parts,
 )
+from haste.train.report_settings import changes_of, rates
 
 ACCURACY = ("P@1", "P@3", "P@5", "nDCG@3", "nDCG@5", "PSP@1", "PSP@3", "PSP@5")
 
@@ -28,16 +30,18 @@ class Table:
     title, note: above and below it
     heads: of the columns
     rows: cells, the first of them a name
+    words: cells hold words rather than numbers
     """
 
     title: str
     note: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: bool = False
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Accuracy, cost, time of a step, and accuracy by frequency."""
+    """Accuracy, cost, time of a step, accuracy by frequency, links, and the settings of each system."""
     found, split = comparison.entrants, comparison.split
     if not found:
         return []
@@ -84,7 +88,26 @@ def tables(comparison: Comparison) -> list[Table]:
         heads=["system", *(part.replace("_", " ") for part in parts), "sum"],
         rows=[[e.name, *(f"{value:.2f}" for value in times), f"{sum(times):.2f}"] for e, times in _step_times(found)],
     )
-    return [accuracy, cost, steps, _by_decile(found, split), *_changes_of_links(found)]
+    return [accuracy, cost, steps, _by_decile(found, split), *_changes_of_links(found), _settings(comparison)]
+
+
+def _settings(comparison: Comparison) -> Table:
+    rows = []
+    for e in comparison.entrants:
+        settings = e.results[0].settings
+        changes = [f"{key} {shown(new)} ({shown(old)})" for key, (old, new) in changes_of(e, comparison).items()]
+        own = [f"{key}={shown(value)}" for key, value in e.own.items()]
+        rows.append([e.name, *rates(settings), ", ".join(own) or "-", ", ".join(changes) or "none"])
+    return Table(
+        title="Settings of each system",
+        note=(
+            "Learning rates, what --set gave this system alone, and all in which its settings are not the shared ones, "
+            "with those in brackets. --vary is part of the name."
+        ),
+        heads=["system", "lr of encoder", "lr of output layer", "lr of auxiliary", "--set", "changes"],
+        rows=rows,
+        words=True,
+    )
 
 
 def _by_decile(entrants: Sequence[Entrant], split: str) -> Table:
