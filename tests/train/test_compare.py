@@ -102,7 +102,14 @@ def test_finished_runs_are_not_repeated_and_a_failed_one_does_not_stop_the_other
         here(run, log)
 
     reports: list[int] = []
-    failed = train_all(runs, output, execute=failing, after=lambda: reports.append(1), log=lambda line: None)
+    lines: list[str] = []
+
+    def report() -> None:
+        reports.append(1)
+        raise OverflowError("no such plot")
+
+    failed = train_all(runs, output, execute=failing, after=report, log=lines.append)
+    assert "the report could not be written: OverflowError: no such plot" in lines
     assert failed == {"dense-seed0": "out of luck"}
     assert trained == ["dense-seed0", "haste-seed0", "dense-seed1", "haste-seed1"]
     assert len(reports) == 4

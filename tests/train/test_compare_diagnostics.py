@@ -169,3 +169,16 @@ def test_every_part_has_a_peak_of_memory_of_its_own() -> None:
     for peaks, size in zip(found, (200, 300), strict=True):
         assert 0.9 * size < (peaks["large"] - peaks["small"]) / 2**20 < 1.1 * size
     assert times.peak >= found[1]["small"] + 0.9 * (400 << 20)  # of the step that was not watched
+
+
+def test_a_run_whose_gradients_are_infinite_ends(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    optim = {"output": {"lr": 1e30}}
+    config = tiny_config(run={"dir": str(tmp_path / "run"), "diagnostics_every": 4}, optim=optim)
+    with pytest.raises(
+        ValueError, match=r"gradient_tail \(inf\) must stay finite; lower .* optim.output.lr \(1e\+30\)"
+    ):
+        train(config, log=lambda line: None)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["kind"] == "diagnostics"
+    assert rows[-1]["gradient_tail"] is None
+    assert not (tmp_path / "run/metrics.json").exists()

@@ -1,4 +1,5 @@
 import json
+import math
 import statistics
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -183,6 +184,21 @@ def test_runs_on_other_machines_are_said(compared: Path, tmp_path: Path) -> None
     assert "abc (HASTE seed 1)" in said
 
 
+def test_a_report_of_what_is_not_finite(compared: Path, tmp_path: Path) -> None:
+    copy(compared, tmp_path, ["haste-seed0", "haste-seed1"])
+    path = tmp_path / "runs/haste-seed1/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "diagnostics":
+            row |= {"gradient_head": math.inf, "gradient_tail": None, "weight_by_decile": [math.nan] * 10}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(tmp_path)
+    links = next(t for t in tables(read_comparison(tmp_path)) if t.title == "Links of the tail")
+    row = dict(zip(links.heads, links.rows[0], strict=True))
+    assert float(row["gradient from head"]) > 0  # of the other seed
+    assert not any("Infinity" in path.read_text() for path in tmp_path.glob("report.*"))
+
+
 def test_runs_on_other_documents_are_refused(compared: Path, tmp_path: Path) -> None:
     output = tmp_path / "copy"
     copy(compared, output, ["dense-seed0", "haste-seed0"])
@@ -219,10 +235,17 @@ def test_text_tables_line_up(compared: Path) -> None:
         lambda: points("p", "x", "y", [Line(name="n", x=[0.0], y=[0.0])]),
         lambda: bars("b", "y", ["g"], ["n", "m"], [[1.0], [2.0]], [[0.1], [0.0]], zero=False),
         lambda: stacks("s", "y", ["g", "h"], ["n"], [[1.0, 1e-9]]),
+        lambda: lines("l", "x", "y", [Line(name="n", x=[0, 1, 2], y=[1, math.inf, math.nan])], zero=True),
+        lambda: points("p", "x", "y", [Line(name="n", x=[math.inf], y=[0.0])]),
+        lambda: bars("b", "y", ["g"], ["n", "m"], [[math.inf], [2.0]], [[math.nan], [0.0]]),
+        lambda: stacks("s", "y", ["g", "h"], ["n"], [[math.nan, 1e30]]),
     ],
 )
 def test_pictures_are_well_formed(picture: Callable[[], str]) -> None:
-    ET.fromstring(picture())
+    text = picture()
+    ET.fromstring(text)
+    assert "nan" not in text
+    assert "inf" not in text
 
 
 def test_lines_go_where_their_values_are() -> None:

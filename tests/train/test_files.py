@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,12 @@ def test_lines_go_where_a_link_or_a_pipe_leads(tmp_path: Path) -> None:
     assert os.read(reader, 10) == b"c\n"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    values = {"a": math.inf, "b": [1.5, -math.inf, 2], "c": {"d": math.nan, "e": "inf"}}
+    expected = {"a": None, "b": [1.5, None, 2], "c": {"d": None, "e": "inf"}}
+    write_json(tmp_path / "x.json", values)
+    JsonLines(tmp_path / "x.jsonl").append(values)
+    for name in ("x.json", "x.jsonl"):
+        assert json.loads((tmp_path / name).read_text()) == expected

@@ -222,3 +222,13 @@ def test_a_loss_that_is_not_finite_is_an_error(tiny_config: Callable[..., Config
     loop.loss_sum += float("nan")
     with pytest.raises(ValueError, match=r"training loss \(nan\) must stay finite; lower optim.encoder.lr \(0.05\)"):
         loop.window_loss()
+
+
+def test_a_weight_that_is_not_finite_is_an_error(tiny_config: Callable[..., Config]) -> None:
+    loop = make_loop(tiny_config())
+    loop.check_finite()
+    assert loop.model.output.tail is not None
+    with torch.no_grad():
+        loop.model.output.tail.weight[-1, 0, 0] = -torch.inf
+    with pytest.raises(ValueError, match=r"a weight of output.tail.weight \(-inf\) must stay finite; lower optim.enc"):
+        loop.check_finite()

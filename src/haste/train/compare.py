@@ -75,7 +75,7 @@ def train_all(
         runs: from `planned_runs`.
         output: folder of the comparison.
         execute: trains one run and returns when it is over; default a process of its own, whose memory is its own.
-        after: called after every run that was trained.
+        after: called after every run that was trained; what it raises is said and stops nothing.
         keep_checkpoints: of finished runs too; they take several times the space of the model, which always stays.
         log: takes lines of text.
 
@@ -121,7 +121,10 @@ def train_all(
             spent.append((run, time.monotonic() - started))
             _note(output, {run.name: _entry(run)})
         clear()
-        after()
+        try:
+            after()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the runs to come are worth more
+            log(f"the report could not be written: {type(error).__name__}: {error}")
     return failed
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from haste.train.finite import jsonable
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content in one step, flushed to the disk."""
@@ -18,8 +20,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file's content in one step."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Replace a JSON file's content in one step; numbers that are not finite become null."""
+    write_text(path, json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -39,14 +41,14 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 class JsonLines:
-    """A growing file of JSON objects, one a line."""
+    """A growing file of JSON objects, one a line; numbers that are not finite are null."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, row: dict[str, Any]) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(jsonable(row), allow_nan=False) + "\n")
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrite the file with the wanted rows only; a line cut short by a crash is dropped."""

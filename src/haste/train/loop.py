@@ -25,6 +25,7 @@ from haste.train.alike import by_texts, texts_of
 from haste.train.batches import Batches, batch_of, by_length
 from haste.train.diagnostics import Diagnostics
 from haste.train.encoded import Encoded
+from haste.train.finite import require_finite, require_finite_weights
 from haste.train.timing import StepTimes
 
 _STEP = 2  # stream of random numbers; others are those of the batches
@@ -293,13 +294,13 @@ class Loop:
         if not self.documents:
             return self._last_loss
         loss = self._last_loss = self.loss_sum.item() / self.documents
-        if not math.isfinite(loss):
-            settings = self.config.optim
-            raise ValueError(
-                f"the training loss ({loss}) must stay finite; "
-                f"lower optim.encoder.lr ({settings.encoder.lr}) or optim.output.lr ({settings.output.lr})"
-            )
+        require_finite("the training loss", loss, self.config.optim)
         return loss
+
+    def check_finite(self) -> None:
+        """Raise ValueError where the loss of this window or a weight of the model is not finite."""
+        self.window_loss()
+        require_finite_weights(self.model.named_parameters(), self.config.optim)
 
     def empty_window(self) -> None:
         """Start a new window of the training loss."""

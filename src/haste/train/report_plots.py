@@ -101,7 +101,7 @@ def _weights(entrants: Sequence[Entrant]) -> tuple[str, str] | None:
     caption, places = "Mean |weight| by label frequency, at the end", [float(decile) for decile in range(1, 11)]
     drawn = []
     for e in entrants:
-        last = [[row for row in r.history if row["kind"] == "diagnostics"][-1:] for r in e.results]
+        last = [[row for row in r.history if "weight_by_decile" in row][-1:] for r in e.results]
         if all(last):
             rows = [found[0]["weight_by_decile"] for found in last]
             drawn.append(Line(name=e.name, x=places, y=[statistics.fmean(v) for v in zip(*rows, strict=True)]))

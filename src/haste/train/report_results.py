@@ -1,6 +1,7 @@
 """The finished runs of a comparison, by system, and numbers of them."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Result:
     seed: of the run
     metrics: metrics.json
     record: run.json
-    history: rows of metrics.jsonl
+    history: rows of metrics.jsonl, without what is not finite
     settings: config.yaml
     """
 
@@ -85,7 +86,7 @@ def read_comparison(output: Path) -> Comparison:
             seed=entry["seed"],
             metrics=_json(folder / "metrics.json"),
             record=_json(folder / "run.json"),
-            history=[json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()],
+            history=_rows(folder / "metrics.jsonl"),
             settings=_yaml(folder / "config.yaml"),
         )
         if not entry["change"].startswith("data."):
@@ -182,3 +183,14 @@ def _json(path: Path) -> Any:
 
 def _yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [{name: value for name, value in row.items() if _finite(value)} for row in rows]
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))

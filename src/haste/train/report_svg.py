@@ -23,8 +23,8 @@ class Line:
 
 
 def lines(title: str, x_label: str, y_label: str, drawn: Sequence[Line], *, zero: bool = False) -> str:
-    """Return a plot of lines; zero: the y axis starts at 0."""
-    drawn = [line for line in drawn if len(line.x)]
+    """Return a plot of lines; zero: the y axis starts at 0. Points that are not finite are left out."""
+    drawn = [line for line in map(_finite, drawn) if len(line.x)]
     points = [(x, y) for line in drawn for x, y in zip(line.x, line.y, strict=True)]
     frame = _Frame(title, x_label, y_label, [line.name for line in drawn])
     frame.x_axis([x for x, _ in points])
@@ -38,7 +38,8 @@ def lines(title: str, x_label: str, y_label: str, drawn: Sequence[Line], *, zero
 
 
 def points(title: str, x_label: str, y_label: str, drawn: Sequence[Line]) -> str:
-    """Return a plot of points, a colour for each name."""
+    """Return a plot of points, a colour for each name. Points that are not finite are left out."""
+    drawn = [_finite(line) for line in drawn]
     frame = _Frame(title, x_label, y_label, [line.name for line in drawn])
     frame.x_axis([x for line in drawn for x in line.x])
     frame.y_axis([y for line in drawn for y in line.y])
@@ -65,11 +66,12 @@ def bars(
         title, y_label: of the plot.
         groups: under the x axis.
         names: of the bars of a group, in the legend.
-        values, spreads: of every name, one a group; spreads are drawn as lines up and down.
+        values, spreads: of every name, one a group; spreads are drawn as lines up and down. What is not finite is 0.
         zero: whether bars start at 0 rather than a little below the lowest.
     """
     frame = _Frame(title, "", y_label, names)
-    spread = spreads or [[0.0] * len(groups) for _ in names]
+    values = _finite_rows(values)
+    spread = _finite_rows(spreads or [[0.0] * len(groups) for _ in names])
     ends = [v + s for row, by in zip(values, spread, strict=True) for v, s in zip(row, by, strict=True)]
     low = [v - s for row, by in zip(values, spread, strict=True) for v, s in zip(row, by, strict=True)]
     frame.y_axis([*ends, *low, *([0.0] if zero else [])], room=not zero)
@@ -91,7 +93,11 @@ def bars(
 def stacks(
     title: str, y_label: str, groups: Sequence[str], names: Sequence[str], values: Sequence[Sequence[float]]
 ) -> str:
-    """Return bars made of parts: a bar for each group, a part for each name; values of every name, one a group."""
+    """Return bars made of parts: a bar for each group, a part for each name; values of every name, one a group.
+
+    What is not finite is 0.
+    """
+    values = _finite_rows(values)
     frame = _Frame(title, "", y_label, names, slanted=True)
     frame.y_axis([0.0, *(sum(parts) for parts in zip(*values, strict=True))])
     slot = frame.width / max(1, len(groups))
@@ -103,6 +109,15 @@ def stacks(
             frame.bar(_LEFT + (place + 0.2) * slot, 0.6 * slot, bottom, bottom + row[place], number)
             bottom += row[place]
     return frame.text()
+
+
+def _finite(line: Line) -> Line:
+    pairs = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    return Line(name=line.name, x=[x for x, _ in pairs], y=[y for _, y in pairs])
+
+
+def _finite_rows(values: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[value if math.isfinite(value) else 0.0 for value in row] for row in values]
 
 
 class _Frame:
@@ -200,4 +215,4 @@ def _ticks(values: Sequence[float]) -> list[float]:
 def _number(value: float) -> str:
     if abs(value) < 1e-12:
         return "0"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"

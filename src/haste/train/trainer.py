@@ -19,6 +19,7 @@ from haste.train.checkpoint import link_checkpoint, load_checkpoint, save_checkp
 from haste.train.device import compute_settings
 from haste.train.evaluate import K, predict_topk, score_deciles, score_ranking
 from haste.train.files import write_json
+from haste.train.finite import require_finite_numbers
 from haste.train.given_data import load_given
 from haste.train.loop import Loop
 from haste.train.model_folder import TrainedModel, save_model
@@ -211,10 +212,11 @@ class _Run:
                 with self._timed("evaluate"):
                     measured = loop.diagnostics.collect()
                 self._note("diagnostics", measured)
+                require_finite_numbers(measured, self.config.optim)
 
     def _evaluate(self, progress: Progress) -> None:
         """Evaluate on dev where there is one, note what is best, and keep checkpoints."""
-        self.loop.window_loss()
+        self.loop.check_finite()
         place, names = self.place, ["last"]
         if self.dataset.dev is not None:
             metrics = self._metrics("dev")[0]
