@@ -51,7 +51,17 @@ def test_runs_of_a_plan(plan: Plan, tmp_path: Path) -> None:
         ],
         settings={"dense": {"optim.output.lr": 0.5}},
     )
-    runs = planned_runs(plan, SIZES, tmp_path)
+    said: list[str] = []
+    runs = planned_runs(plan, SIZES, tmp_path, said.append)
+    assert said == [
+        "dense: output.grouping=semantic means nothing to a layer without links; not varied",
+        "dense: output.grouping=random means nothing to a layer without links; not varied",
+        "dense: rewire.regrow=none means nothing to a layer without links; not varied",
+        "haste-50-output.grouping=semantic-seed0: nothing would be other than in haste-50-seed0; not run",
+        "haste-75-output.grouping=semantic-seed0: nothing would be other than in haste-75-seed0; not run",
+        "haste-50-output.grouping=semantic-seed1: nothing would be other than in haste-50-seed1; not run",
+        "haste-75-output.grouping=semantic-seed1: nothing would be other than in haste-75-seed1; not run",
+    ]
     assert [run.name for run in runs if run.config.run.seed == 0] == [
         "dense-seed0",
         "dense-optim.epochs=3-seed0",  # a dense layer has no groups and no links to vary
@@ -75,6 +85,28 @@ def test_runs_of_a_plan(plan: Plan, tmp_path: Path) -> None:
         assert Path(run.config.run.dir) == tmp_path / "runs" / run.name
 
 
+def test_a_dense_layer_varies_in_what_it_has(plan: Plan, tmp_path: Path) -> None:
+    vary: list[dict[str, Any]] = [
+        {"output.loss": "squared_hinge"},
+        {"output.bias_init": "zero"},
+        {"output.dtype": "bfloat16"},
+        {"output.fan_in": 16, "optim.output.lr": 0.3},
+        {"output.fan_in": 16, "rewire.scope": "global"},
+        {"auxiliary.weight": 0.1},  # of an auxiliary classifier that is not there
+        {"run.threads": 2},
+    ]
+    said: list[str] = []
+    plan = replace(plan, systems=["dense", "bottleneck"], seeds=[0], vary=vary)
+    runs = planned_runs(plan, SIZES, tmp_path, said.append)
+    changes = ["", *(f"output.{x}" for x in ("loss=squared_hinge", "bias_init=zero", "dtype=bfloat16"))]
+    changes += ["optim.output.lr=0.3", "run.threads=2"]
+    assert [run.change for run in runs if run.system == "dense"] == changes
+    assert [run.change for run in runs if run.system == "bottleneck"] == changes
+    assert all(run.config.output.fan_in == 0 for run in runs)
+    assert "dense: output.fan_in=16, rewire.scope=global means nothing to a layer without links; not varied" in said
+    assert "dense-auxiliary.weight=0.1-seed0: nothing would be other than in dense-seed0; not run" in said
+
+
 def test_a_run_that_cannot_be_is_named_before_any_starts(plan: Plan, tmp_path: Path) -> None:
     wrong = replace(plan, vary=[{"output.fan_in": 99}])
     with pytest.raises(ValueError, match=r"haste-output.fan_in=99-seed0: output.fan_in \(99\) must not exceed"):
@@ -87,6 +119,12 @@ def test_there_must_be_something_to_compare_on(tiny_data: Path, tmp_path: Path) 
     config = Config.from_dict({"data": {"path": str(data), "dev_fraction": 0.0}})
     with pytest.raises(ValueError, match=r"data.path \(.*\) must have dev or test documents to compare systems on"):
         prepare_sizes(config, [0], lambda line: None)
+
+
+def test_a_transformer_is_as_wide_as_its_hidden_states(tiny_config: Callable[..., Config], tiny_bert: Path) -> None:
+    encoder = {"kind": "transformer", "name": str(tiny_bert), "features": 0}
+    config = tiny_config(encoder=encoder, optim={"encoder": {"lr": 1e-4}}, data={"max_tokens": 32})
+    assert prepare_sizes(config, [0], lambda line: None).inputs == 32
 
 
 def test_finished_runs_are_not_repeated_and_a_failed_one_does_not_stop_the_others(plan: Plan, tmp_path: Path) -> None:
@@ -251,6 +289,11 @@ def test_the_command_trains_and_reports(
         (["x", "--output", "y", "--vary", "fan_in"], "--vary (fan_in) must be KEY=V1,V2"),
         (["x", "--output", "y", "--set", "haste.fan_in"], "--set (haste.fan_in) must be SYSTEM.KEY=VALUE"),
         (["x", "--output", "y", "--set", "hste.fan_in=3"], "--systems (hste) must name systems"),
+        (
+            ["x", "--output", "y", "--set", "rigl.fan_in=3"],
+            "--set (rigl.fan_in=3) must be of a system that is compared (dense, haste); add it to --systems",
+        ),
+        (["x", "--output", "y", "--vary", "seed=1,2"], "--vary (seed=1,2) must not set run.seed; --output and --seeds"),
         (["x", "--output", "y", "--budget-epochs", "0"], "must be at least 1"),
         (
             ["x", "--output", "y", "--optim.epoch", "3"],

@@ -60,6 +60,41 @@ def test_blocks_are_whole_where_the_settings_fan_in_is_not(fan_in: int, whole: i
     assert settings_of(SYSTEMS["block-sparse"], Shared(config=config, sizes=SIZES), {}).output.fan_in == whole
 
 
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder.features": 1536},
+        {"encoder.features": 96},
+        {"output.private_features": "slice"},
+        {"output.intermediate": 256},
+        {"output.intermediate": 512, "output.private_features": "slice", "encoder.features": 64},
+    ],
+)
+def test_what_decides_the_width_decides_the_size(name: str, changes: dict[str, Any]) -> None:
+    shared = Shared(config=base(fan_in=64), sizes=SIZES, sparsity=0.83)
+    made = settings_of(SYSTEMS[name], shared, changes)
+    tail = build_model(made, num_inputs=SIZES.inputs, num_labels=300).output.tail
+    assert tail is not None
+    assert 0.83 <= tail.sparsity < 0.83 + 16 / tail.in_features
+    assert settings_of(SYSTEMS[name], shared, {**changes, "output.fan_in": 16}).output.fan_in == 16
+
+
+def test_a_bottleneck_is_as_wide_as_its_own_features_ask() -> None:
+    for features in (256, 3072):
+        shared = Shared(config=base(fan_in=64), sizes=replace(SIZES, labels=200_000), sparsity=0.9)
+        made = [settings_of(SYSTEMS[name], shared, {"encoder.features": features}) for name in ("bottleneck", "haste")]
+        products = [output_products(config, shared.sizes) for config in made]
+        assert products[0] == pytest.approx(products[1], rel=8 / made[0].output.intermediate + 0.01)
+
+
+def test_rewiring_follows_the_length_of_training() -> None:
+    config = apply(base(fan_in=64), {"rewire.interval": 0})
+    shared = Shared(config=config, sizes=SIZES)
+    intervals = [settings_of(SYSTEMS["haste"], shared, {"optim.epochs": n}).rewire.interval for n in (2, 6)]
+    assert intervals == [26, 79]  # a sixth of all steps
+
+
 def test_haste_is_the_settings_own_layer() -> None:
     config = base(fan_in=96, group_size=32, head_ratio=0.05, grouping="frequency")
     assert settings_of(SYSTEMS["haste"], Shared(config=config, sizes=SIZES), {}) == config

@@ -37,6 +37,8 @@ def run(argv: list[str]) -> int:
     from haste.train.report_tables import tables
 
     output: Path = options.output
+    systems, vary = _systems(options.systems), _variations(options.vary)
+    own = _own_settings(options.set, systems)
     values, incomplete = given_settings(rest)
     values.setdefault("run", {})["dir"] = str(output)
     if options.budget_epochs:
@@ -51,11 +53,11 @@ def run(argv: list[str]) -> int:
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=first_seed(output, seeds)))
     plan = Plan(
         config=config,
-        systems=_systems(options.systems),
+        systems=systems,
         seeds=seeds,
         sparsities=_numbers("--sparsity", options.sparsity, float) if options.sparsity else (None,),
-        vary=_variations(options.vary),
-        settings=_own_settings(options.set),
+        vary=vary,
+        settings=own,
     )
     sizes = prepare_sizes(config, [config.run.seed, *seeds])
     runs = planned_runs(plan, sizes, output)
@@ -140,8 +142,6 @@ def _numbers(option: str, text: str, kind: type) -> list[Any]:
 
 def _variations(texts: list[str]) -> list[dict[str, Any]]:
     """Settings that change together, of every KEY=V1,V2; a value may bring others along, +KEY=VALUE."""
-    from haste.train.systems import parse_value
-
     found = []
     for text in texts:
         first, equals, values = text.partition("=")
@@ -150,23 +150,35 @@ def _variations(texts: list[str]) -> list[dict[str, Any]]:
         for value in values.split(","):
             parts = re.split(r"\+(?=[\w.]+=)", f"{first}={value}")
             pairs = [part.partition("=") for part in parts]
-            found.append(dict(parse_value(key, value) for key, _, value in pairs))
+            found.append(dict(_setting("--vary", text, key, value) for key, _, value in pairs))
     return found
 
 
-def _own_settings(texts: list[str]) -> dict[str, dict[str, Any]]:
+def _own_settings(texts: list[str], systems: list[str]) -> dict[str, dict[str, Any]]:
     """System -> settings of every SYSTEM.KEY=VALUE."""
-    from haste.train.systems import parse_value
-
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, _, setting = text.partition(".")
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"--set ({text}) must be SYSTEM.KEY=VALUE")
-        key, parsed = parse_value(key, value)
-        found.setdefault(_systems(name)[0], {})[key] = parsed
+        name = _systems(name)[0]
+        if name not in systems:
+            raise ValueError(
+                f"--set ({text}) must be of a system that is compared ({', '.join(systems)}); add it to --systems"
+            )
+        key, parsed = _setting("--set", text, key, value)
+        found.setdefault(name, {})[key] = parsed
     return found
+
+
+def _setting(option: str, text: str, key: str, value: str) -> tuple[str, Any]:
+    from haste.train.systems import parse_value
+
+    key, parsed = parse_value(key, value)
+    if key in ("run.dir", "run.seed"):
+        raise ValueError(f"{option} ({text}) must not set {key}; --output and --seeds do")
+    return key, parsed
 
 
 def _show(runs: list[Any], config: Any) -> None:

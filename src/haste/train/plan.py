@@ -8,12 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from haste.config import Config
+from haste.nn.transformer import transformer_width
 from haste.train.given_data import load_given
+from haste.train.preset import flatten
 from haste.train.progress import print_line
 from haste.train.systems import SYSTEMS, Shared, Sizes, settings_of
 
-_LAYER_SECTIONS = ("output", "rewire", "auxiliary")
 _DIAGNOSTICS = 40  # times a run
+# Settings that mean nothing to a layer in which every label reads every feature.
+_OF_LINKS = (
+    "output.fan_in",
+    "output.group_size",
+    "output.block",
+    "output.duplicates",
+    "output.inputs",
+    "output.head_ratio",
+    "output.grouping",
+    "output.regroup",
+    "output.frequencies",
+    "output.private_features",
+    "optim.output.sparsity",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,50 +92,97 @@ def prepare_sizes(config: Config, seeds: Sequence[int], log: Callable[[str], Non
                 f"data.path ({config.data.path}) must have dev or test documents to compare systems on; add some, or "
                 "set data.dev_fraction"
             )
-        sizes = sizes or Sizes(
-            inputs=dataset.num_inputs, labels=dataset.labels.num_labels, documents=len(dataset.train)
-        )
+        if sizes is None:
+            encoder = config.encoder
+            inputs = transformer_width(encoder.name or "") if encoder.kind == "transformer" else dataset.num_inputs
+            sizes = Sizes(inputs=inputs, labels=dataset.labels.num_labels, documents=len(dataset.train))
     assert sizes is not None
     return sizes
 
 
-def planned_runs(plan: Plan, sizes: Sizes, output: Path) -> list[Planned]:
-    """Every run of a plan, seed by seed, so that all systems are there early; equal ones once.
+def planned_runs(plan: Plan, sizes: Sizes, output: Path, log: Callable[[str], None] = print_line) -> list[Planned]:
+    """Every run of a plan, seed by seed, so that all systems are there early; equal ones once, and said.
 
     Raises:
         ValueError, TypeError: a setting that cannot be, with the run that would have it.
     """
-    steps = plan.config.optim.epochs * -(-sizes.documents // plan.config.optim.batch_size)
-    run = replace(plan.config.run, diagnostics_every=max(1, steps // _DIAGNOSTICS))
     found: dict[str, Planned] = {}
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
+    lines: dict[str, None] = {}
     for seed in plan.seeds:
         for name in plan.systems:
             for sparsity in plan.sparsities if SYSTEMS[name].sized else (None,):
-                for varied in ({}, *_variations(plan, name)):
-                    change = "+".join(f"{key}={shown(value)}" for key, value in varied.items())
-                    slug = re.sub(r"[^\w.=+-]", "_", "-".join(_words(name, sparsity, change, seed)))
-                    base = replace(plan.config, run=replace(run, seed=seed, dir=str(output / "runs" / slug)))
-                    shared = Shared(config=base, sizes=sizes, sparsity=sparsity)
-                    own = plan.settings.get(name, {})
-                    changes = {**own, **_changes(varied)}
-                    try:
-                        config = settings_of(SYSTEMS[name], shared, changes)
-                    except (ValueError, TypeError) as error:
-                        raise type(error)(f"{slug}: {error}") from None
-                    same = json.dumps([name, replace(config, run=run).to_dict(), seed])
+                for varied in ({}, *_variations(plan, name, lines)):
+                    run = _planned(plan, sizes, output, seed, name, sparsity, varied)
+                    same = json.dumps([name, _effective(run.config)])
                     if same not in seen:
-                        found[slug] = Planned(
-                            name=slug, system=name, sparsity=sparsity, change=change, own=own, config=config
-                        )
-                    seen.add(same)
+                        found[run.name] = run
+                    elif run.name not in found:
+                        lines[f"{run.name}: nothing would be other than in {seen[same]}; not run"] = None
+                    seen.setdefault(same, run.name)
+    for line in lines:
+        log(line)
     return list(found.values())
 
 
-def _variations(plan: Plan, name: str) -> list[Mapping[str, Any]]:
-    """Variations that a system can have: a layer that is not sparse has nothing of its own to vary."""
-    sparse = SYSTEMS[name].sparse
-    return [v for v in plan.vary if sparse or not any(key.partition(".")[0] in _LAYER_SECTIONS for key in v)]
+def _planned(
+    plan: Plan,
+    sizes: Sizes,
+    output: Path,
+    seed: int,
+    name: str,
+    sparsity: float | None,
+    varied: Mapping[str, Any],
+) -> Planned:
+    change = "+".join(f"{key}={shown(value)}" for key, value in varied.items())
+    slug = re.sub(r"[^\w.=+-]", "_", "-".join(_words(name, sparsity, change, seed)))
+    own = plan.settings.get(name, {})
+    changes = {**own, **_changes(varied)}
+    steps = Shared(config=plan.config, sizes=sizes, given=changes).steps
+    every = max(1, steps // _DIAGNOSTICS)
+    run = replace(plan.config.run, seed=seed, dir=str(output / "runs" / slug), diagnostics_every=every)
+    shared = Shared(config=replace(plan.config, run=run), sizes=sizes, sparsity=sparsity)
+    try:
+        config = settings_of(SYSTEMS[name], shared, changes)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{slug}: {error}") from None
+    return Planned(name=slug, system=name, sparsity=sparsity, change=change, own=own, config=config)
+
+
+def _variations(plan: Plan, name: str, lines: dict[str, None]) -> list[Mapping[str, Any]]:
+    """Variations of a system: those of links are not for a layer that has none, which `lines` then say."""
+    if SYSTEMS[name].sparse:
+        return list(plan.vary)
+    found: list[Mapping[str, Any]] = []
+    for varied in plan.vary:
+        kept = {key: value for key, value in varied.items() if not _of_links(key)}
+        if kept:
+            found.append(kept)
+        dropped = [f"{key}={shown(value)}" for key, value in varied.items() if key not in kept]
+        if dropped:
+            lines[f"{name}: {', '.join(dropped)} means nothing to a layer without links; not varied"] = None
+    return found
+
+
+def _of_links(key: str) -> bool:
+    return key in _OF_LINKS or key.startswith("rewire.")
+
+
+def _effective(config: Config) -> dict[str, Any]:
+    """The settings, flat, without those that do nothing in this run: two runs that have the same are the same."""
+    idle = {
+        "rewire.": config.rewire.interval == 0,
+        "auxiliary.": config.auxiliary.clusters == 0,
+        "output.activation": config.output.intermediate == 0,
+        "run.dir": True,
+        "run.diagnostics_every": True,
+    }
+    dense = config.output.fan_in == 0
+    return {
+        key: value
+        for key, value in flatten(config.to_dict()).items()
+        if not any(key.startswith(start) for start, unused in idle.items() if unused) and not (dense and _of_links(key))
+    }
 
 
 def _changes(varied: Mapping[str, Any]) -> dict[str, Any]:

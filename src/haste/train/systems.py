@@ -4,7 +4,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from haste.config import Config, settings, unknown_key
@@ -21,7 +21,7 @@ _CURVATURE = 8  # of the squared hinge, over that of cross-entropy
 class Sizes:
     """What of a data set decides settings.
 
-    inputs: numbers of a document as the encoder reads it
+    inputs: features of the encoder where encoder.features is 0: columns of given features, or as wide as a transformer
     labels: with a training document
     documents: of train
     """
@@ -38,16 +38,33 @@ class Shared:
     config: settings of all runs
     sizes: of the data
     sparsity: of labels beyond the head; None = as config says where its tail is sparse, else 0.83
+    given: dotted keys that a run has whatever its system says; those that decide widths and steps decide sizes too
     """
 
     config: Config
     sizes: Sizes
     sparsity: float | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, key: str) -> Any:
+        """A setting of the run, where its system does not decide it."""
+        if key in self.given:
+            return self.given[key]
+        found: Any = self.config
+        for name in key.split("."):
+            found = getattr(found, name)
+        return found
 
     @property
     def width(self) -> int:
         """Features that the encoder gives the output layer."""
-        return self.config.encoder.features or self.sizes.inputs
+        return int(self.value("encoder.features") or self.sizes.inputs)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        per_epoch = math.ceil(self.sizes.documents / self.value("optim.batch_size"))
+        return int(self.value("optim.epochs") * per_epoch)
 
     @property
     def head_ratio(self) -> float:
@@ -58,13 +75,15 @@ class Shared:
     @property
     def is_sparse(self) -> bool:
         """Whether the labels beyond the head read a part of the features by the settings already."""
-        return 0 < self.config.output.fan_in < self.tail_width
+        return 0 < self.config.output.fan_in < replace(self, given={}).tail_width()
 
-    @property
-    def tail_width(self) -> int:
-        """Features that the labels beyond the head could read by the settings."""
-        width = self.config.output.intermediate or self.width
-        return width // 2 if self.config.output.private_features == "slice" else width
+    def tail_width(self, own: Mapping[str, Any] | None = None) -> int:
+        """Features that the labels beyond the head could read; own: dotted keys of a system."""
+        settings = {**(own or {}), **self.given}
+        names = ("output.intermediate", "output.private_features")
+        intermediate, private = (settings[name] if name in settings else self.value(name) for name in names)
+        width = int(intermediate or self.width)
+        return width // 2 if private == "slice" else width
 
     def fan_in(self, inputs: int) -> int:
         """Inputs that a label reads of so many."""
@@ -186,7 +205,8 @@ def _dense_bf16(shared: Shared) -> dict[str, Any]:
 
 def _bottleneck(shared: Shared) -> dict[str, Any]:
     """As wide as takes the multiplications of HASTE: D (H + L) of them."""
-    products = output_products(apply(shared.config, _haste(shared)), shared.sizes)
+    haste = {key: value for key, value in shared.given.items() if key.startswith("encoder.")}
+    products = output_products(apply(shared.config, {**haste, **_haste(replace(shared, given=haste))}), shared.sizes)
     narrow = products / (shared.width + shared.sizes.labels)
     narrow = max(1, min(shared.width, round(narrow / _WHOLE) * _WHOLE or round(narrow)))
     return {**_dense(shared), "output.intermediate": narrow, "output.activation": "none"}
@@ -194,16 +214,13 @@ def _bottleneck(shared: Shared) -> dict[str, Any]:
 
 def _rewired(shared: Shared, regrow: str) -> dict[str, Any]:
     """Links are replaced as often as the settings say; where they do not, some four times a run."""
-    interval = shared.config.rewire.interval
-    if not interval:
-        optim = shared.config.optim
-        steps = optim.epochs * math.ceil(shared.sizes.documents / optim.batch_size)
-        interval = min(300, max(1, round(steps / 6)))
+    interval = shared.config.rewire.interval or min(300, max(1, round(shared.steps / 6)))
     return {"rewire.interval": interval, "rewire.regrow": regrow}
 
 
 def _sparse(shared: Shared, regrow: str = "random") -> dict[str, Any]:
-    return {**_plain(shared), "output.fan_in": shared.fan_in(shared.width), **_rewired(shared, regrow)}
+    plain = _plain(shared)
+    return {**plain, "output.fan_in": shared.fan_in(shared.tail_width(plain)), **_rewired(shared, regrow)}
 
 
 def _block_sparse(shared: Shared) -> dict[str, Any]:
@@ -239,7 +256,7 @@ def _spartex_intermediate(shared: Shared) -> dict[str, Any]:
 def _haste(shared: Shared) -> dict[str, Any]:
     output = shared.config.output
     return {
-        "output.fan_in": shared.fan_in(shared.tail_width),
+        "output.fan_in": shared.fan_in(shared.tail_width()),
         "output.group_size": output.group_size if output.group_size > 1 else 16,
         "output.head_ratio": shared.head_ratio,
         **_rewired(shared, shared.config.rewire.regrow),
@@ -330,18 +347,18 @@ def settings_of(system: System, shared: Shared, changes: Mapping[str, Any]) -> C
     Args:
         system: what to train.
         shared: what it is compared on.
-        changes: dotted keys that win over the system's own.
+        changes: dotted keys that win over the system's own, and that its sizes follow.
 
     Raises:
         ValueError, TypeError: a setting that cannot be.
     """
-    return apply(shared.config, {**system.changes(shared), **changes})
+    return apply(shared.config, {**system.changes(replace(shared, given=changes)), **changes})
 
 
 def output_products(config: Config, sizes: Sizes) -> int:
     """Multiplications of the output layer for a document, forward."""
     shared = Shared(config=config, sizes=sizes)
-    output, inputs = config.output, shared.tail_width
+    output, inputs = config.output, shared.tail_width()
     head = num_head_labels(sizes.labels, output.head_ratio, output.group_size)
     of_tail = output.fan_in or inputs
     return shared.width * output.intermediate + head * inputs + (sizes.labels - head) * of_tail
