@@ -209,6 +209,19 @@ def test_runs_on_other_documents_are_refused(compared: Path, tmp_path: Path) -> 
         read_comparison(output)
 
 
+@pytest.mark.parametrize(("old", "new"), [("max_features: null", "max_features: 100"), ("share: 1.0", "share: 0.5")])
+def test_variations_of_the_data_are_said(compared: Path, tmp_path: Path, old: str, new: str) -> None:
+    copy(compared, tmp_path, ["dense-seed0", "dense-seed1", "haste-seed0", "haste-seed1"])
+    assert "trained on other" not in (write_report(tmp_path).parent / "report.md").read_text()
+    for seed in (0, 1):  # however it was set: the settings say it
+        settings, record = (tmp_path / f"runs/dense-seed{seed}" / name for name in ("config.yaml", "run.json"))
+        settings.write_text(settings.read_text().replace(old, new))
+        write_json(record, {**json.loads(record.read_text()), "documents": f"others of {seed}"})
+    write_report(tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "- trained on other documents, terms or labels than the rest: dense\n" in report
+
+
 def test_numbers_of_a_run(compared: Path) -> None:
     haste = next(entrant for entrant in read_comparison(compared).entrants if entrant.name == "HASTE")
     result = haste.results[0]

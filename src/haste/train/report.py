@@ -20,7 +20,7 @@ def write_report(output: Path) -> Path:
         report.html.
 
     Raises:
-        ValueError: the runs were trained on different documents.
+        ValueError: runs with the same settings of the data were trained on different documents.
     """
     comparison = read_comparison(output)
     title, notes = _title(comparison), conditions(comparison) if comparison.entrants else []

@@ -72,11 +72,11 @@ def read_comparison(output: Path) -> Comparison:
     """Collect the finished runs in the folder of a comparison.
 
     Raises:
-        ValueError: they were trained on different documents.
+        ValueError: runs with the same settings of the data were trained on different documents.
     """
     rows: dict[str, list[tuple[dict[str, Any], list[Result]]]] = {}  # of runs of before, some may differ in settings
     missing: dict[str, str] = {}
-    documents: dict[int, tuple[str, str]] = {}  # of every seed, for a dev split may be drawn anew for each
+    documents: dict[tuple[Any, ...], tuple[str, str]] = {}  # of the same settings
     for name, entry in read_runs(output).items():
         folder = output / "runs" / name
         if not (folder / "metrics.json").is_file():
@@ -89,13 +89,12 @@ def read_comparison(output: Path) -> Comparison:
             history=_rows(folder / "metrics.jsonl"),
             settings=_yaml(folder / "config.yaml"),
         )
-        if not entry["change"].startswith("data."):
-            first = documents.setdefault(result.seed, (result.record["documents"], name))
-            if first[0] != result.record["documents"]:
-                raise ValueError(
-                    f"{output}: {first[1]} and {name} must have been trained on the same documents; restore "
-                    "the data, or compare into a new folder"
-                )
+        first = documents.setdefault(_decides_documents(result), (result.record["documents"], name))
+        if first[0] != result.record["documents"]:
+            raise ValueError(
+                f"{output}: {first[1]} and {name} must have been trained on the same documents; restore "
+                "the data, or compare into a new folder"
+            )
         same = rows.setdefault(_name(entry), [])
         fitting = (found for _, found in same if not changed_settings(found[0].settings, result.settings))
         place = next(fitting, None)
@@ -125,6 +124,26 @@ def read_comparison(output: Path) -> Comparison:
         entrants=entrants,
         missing=missing,
     )
+
+
+def other_documents(comparison: Comparison) -> list[str]:
+    """Names of the systems whose settings made other documents, terms or labels of the data than the shared ones."""
+    found: dict[int, str] = {}
+    shared = {
+        result.seed: _decides_documents(result, comparison.shared) for e in comparison.entrants for result in e.results
+    }
+    results = [(e, result) for e in comparison.entrants for result in e.results]
+    for _, result in sorted(results, key=lambda pair: _decides_documents(pair[1]) != shared[pair[1].seed]):
+        found.setdefault(result.seed, result.record["documents"])
+    return [e.name for e in comparison.entrants if any(r.record["documents"] != found[r.seed] for r in e.results)]
+
+
+def _decides_documents(result: Result, settings: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    """What documents, terms and labels of a run follow from; the seed too, for a dev split may be drawn."""
+    values = settings or result.settings
+    encoder = values["encoder"]
+    parts = (values["data"], values.get("label_texts"), encoder["kind"], encoder.get("name"))
+    return result.seed, json.dumps(parts, sort_keys=True)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

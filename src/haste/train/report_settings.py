@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from haste.train.compare import changed_settings
-from haste.train.report_results import Comparison, Entrant
+from haste.train.report_results import Comparison, Entrant, other_documents
 
 _LISTED = 3  # runs in a line
 
@@ -38,7 +38,14 @@ def conditions(comparison: Comparison) -> list[str]:
         f"device: {environment['device_name']}, {environment['threads']} threads; kernels: {environment['kernels']}",
         f"haste {environment['haste']}, torch {environment['packages']['torch']}, commit {environment['commit']}",
         *_other_conditions(comparison),
+        *_other_documents(comparison),
     ]
+
+
+def _other_documents(comparison: Comparison) -> list[str]:
+    """A variation may change what there is to learn from: then its figures are not those of the layer alone."""
+    names = other_documents(comparison)
+    return [f"trained on other documents, terms or labels than the rest: {', '.join(names)}"] if names else []
 
 
 def _other_conditions(comparison: Comparison) -> list[str]:
