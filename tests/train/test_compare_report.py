@@ -16,7 +16,7 @@ from haste.train.plan import Plan, Planned, planned_runs, prepare_sizes
 from haste.train.report import text_table, write_report
 from haste.train.report_results import epoch_seconds, read_comparison, series
 from haste.train.report_svg import Line, _ticks, bars, lines, points, stacks
-from haste.train.report_tables import tables
+from haste.train.report_tables import _time, tables
 from haste.train.trainer import train
 
 SYSTEMS = ["dense", "bottleneck", "spartex", "haste"]
@@ -70,22 +70,33 @@ def test_tables_hold_what_the_runs_say(compared: Path) -> None:
     assert row["P@3"] == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
     assert row["seeds"] == "2"
     cost = dict(zip(found["Cost"].heads, found["Cost"].rows[4], strict=True))
-    assert cost["fan-in / inputs"] == "8 / 32 (75.0 %)"
+    assert cost["fan-in / inputs"] == "8 / 32"
+    assert cost["sparsity"] == "75.0 %"
     assert cost["head"] == "10 %"
+    assert [row[2] for row in found["Cost"].rows[:2]] == ["-", "-"]
     record = json.loads((compared / "runs/haste-seed0/run.json").read_text())
     assert cost["output layer"] == f"{record['model']['output']['bytes'] / 2**20:.2f}"
+    records = [json.loads((compared / f"runs/haste-seed{seed}/run.json").read_text()) for seed in (0, 1)]
+    epochs = [1000 * record["seconds"]["train"] / 4 for record in records]
+    assert cost["epoch"] == f"{statistics.mean(epochs):.0f} ± {statistics.stdev(epochs):.0f} ms"
+    peaks = [record["peak_memory_bytes"] / 2**20 for record in records]
+    assert cost["peak memory"] == f"{statistics.mean(peaks):.0f} ± {statistics.stdev(peaks):.0f}"
     steps = found["Time of a step"]
-    parts = [float(cell) for cell in steps.rows[4][1:]]
+    assert all(" ± " in cell for cell in steps.rows[4][1:])
+    parts = [float(cell.partition(" ±")[0]) for cell in steps.rows[4][1:]]
     assert sum(parts[:-1]) == pytest.approx(parts[-1], abs=0.05)
-    deciles = [float(cell) for cell in found["P@5 by label frequency"].rows[0][1:]]
+    cells = found["P@5 by label frequency"].rows[0][1:]
+    first = [metrics(compared, f"dense-seed{seed}")["by_decile"]["test"]["P@5"][0] for seed in (0, 1)]
+    assert cells[0] == f"{statistics.mean(first):.2f} ± {statistics.stdev(first):.2f}"
+    deciles = [float(cell.partition(" ±")[0]) for cell in cells]
     assert sum(deciles[:-1]) == pytest.approx(deciles[-1], abs=0.06)
     links = {
         row[0]: dict(zip(found["Links of the tail"].heads, row, strict=True)) for row in found["Links of the tail"].rows
     }
     assert "dense" not in links
-    assert links["HASTE"]["rewirings"] == "4"
+    assert links["HASTE"]["rewirings"] == "4 ± 0"
     assert links["HASTE"]["from auxiliary"] == "-"
-    assert float(links["Spartex"]["from auxiliary"]) > 0
+    assert float(links["Spartex"]["from auxiliary"].partition(" ±")[0]) > 0
 
 
 def test_the_files_of_a_report(compared: Path) -> None:
@@ -133,6 +144,53 @@ def copy(compared: Path, output: Path, names: list[str]) -> None:
             (folder / file).write_text((compared / "runs" / name / file).read_text())
     (output / "config.yaml").write_text((compared / "config.yaml").read_text())
     write_json(output / "runs.json", {name: read_runs(compared)[name] for name in names})
+
+
+def test_the_record_holds_what_tables_and_plots_show(compared: Path) -> None:
+    systems = json.loads((compared / "report.json").read_text())["systems"]
+    table = next(t for t in tables(read_comparison(compared)) if t.title == "Links of the tail")
+    row = {name: dict(zip(table.heads, cells, strict=True)) for name, *cells in [[r[0], *r] for r in table.rows]}
+    for name, shown in (("HASTE", row["HASTE"]), ("Spartex", row["Spartex"])):
+        found = systems[name]["links"]
+        for key, head, digits in (("gradient_tail", "gradient from tail", 4), ("replaced", "replaced", 2)):
+            assert shown[head].startswith(f"{statistics.mean(links[key] for links in found):.{digits}f} ± ")
+        rows = [
+            json.loads(line)
+            for line in (compared / f"runs/{name.lower()}-seed1/metrics.jsonl").read_text().splitlines()
+        ]
+        norms = [row["gradient_tail"] for row in rows if row["kind"] == "diagnostics"]
+        assert found[1]["gradient_tail"] == pytest.approx(statistics.mean(norms))
+        assert found[1]["input_coverage"] == [row for row in rows if row["kind"] == "diagnostics"][-1]["input_coverage"]
+        assert sum(row["fraction"] for row in rows if row["kind"] == "rewire") == pytest.approx(found[1]["replaced"])
+        assert len(systems[name]["weight_by_decile"][1]) == 10
+    assert "input_coverage" not in systems["dense"]["links"][0]
+    assert "gradient_auxiliary" in systems["Spartex"]["links"][0]
+    assert systems["HASTE"]["sparsity"] == [0.75, 0.75]
+    assert [len(times) for times in systems["HASTE"]["step_ms"].values()] == [2] * len(systems["HASTE"]["step_ms"])
+    assert systems["HASTE"]["model"][0]["output"]["fan_in"] == 8
+
+
+def test_memory_of_a_gpu_is_in_the_record(compared: Path, tmp_path: Path) -> None:
+    copy(compared, tmp_path, ["haste-seed0"])
+    path = tmp_path / "runs/haste-seed0/run.json"
+    write_json(path, {**json.loads(path.read_text()), "peak_device_memory_bytes": 3 << 20})
+    write_report(tmp_path)
+    system = json.loads((tmp_path / "report.json").read_text())["systems"]["HASTE"]
+    assert system["peak_device_memory_bytes"] == [3 << 20]
+    assert system["peak_memory_bytes"][0] > 3 << 20
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        ([0.0312], "31 ms"),
+        ([0.4, 0.6], "500 ± 141 ms"),
+        ([4.0, 6.0], "5.0 ± 1.4 s"),
+        ([200.0, 200.5], "3 min 20 s ± 354 ms"),
+    ],
+)
+def test_times_for_people(seconds: list[float], text: str) -> None:
+    assert _time(seconds) == text
 
 
 def test_a_report_says_what_each_system_changes(compared: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 import haste
 from haste import ops
 from haste.bench.machine import commit, device_name, package_version
+from haste.nn import HeadTail
 from haste.train.timing import StepTimes
 
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "transformers", "tokenizers")
@@ -55,13 +56,21 @@ def run_peaks(times: StepTimes) -> dict[str, int]:
     return {"peak_memory_bytes": peak_memory(), "peak_device_memory_bytes": of_device}
 
 
-def model_size(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Of every part of a model: numbers in its parameters, bytes of parameters and buffers."""
-    sizes = {}
+def model_size(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Of every part of a model: numbers in its parameters, bytes of parameters and buffers.
+
+    Of an output layer also its labels in the head and, of the tail as it was built, inputs, fan_in and sparsity.
+    """
+    sizes: dict[str, dict[str, float]] = {}
     for name, part in model.named_children():
         parameters = list(part.parameters())
         sizes[name] = {
             "parameters": sum(tensor.numel() for tensor in parameters),
             "bytes": sum(tensor.nbytes for tensor in (*parameters, *part.buffers())),
         }
+        if isinstance(part, HeadTail):
+            sizes[name]["head_labels"] = part.num_head_labels
+            if part.tail is not None:
+                tail = part.tail
+                sizes[name] |= {"inputs": tail.in_features, "fan_in": tail.fan_in, "sparsity": round(tail.sparsity, 6)}
     return sizes

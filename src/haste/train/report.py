@@ -7,7 +7,16 @@ from typing import Any
 
 from haste.train.files import write_json, write_text
 from haste.train.report_plots import plots
-from haste.train.report_results import Comparison, epoch_seconds, read_comparison, step_milliseconds, step_parts
+from haste.train.report_results import (
+    Comparison,
+    epoch_seconds,
+    final_weights,
+    links,
+    read_comparison,
+    sparsity,
+    step_milliseconds,
+    step_parts,
+)
 from haste.train.report_settings import changes_of, conditions
 from haste.train.report_tables import Table, tables
 from haste.train.systems import SYSTEMS
@@ -62,9 +71,18 @@ def summary(comparison: Comparison) -> dict[str, Any]:
                 "metrics": {m: [r.metrics[split][m] for r in e.results] for m in e.results[0].metrics[split]},
                 "by_decile": [r.metrics["by_decile"][split] for r in e.results],
                 "model": [r.record["model"] for r in e.results],
-                "peak_memory_bytes": [r.record["peak_memory_bytes"] for r in e.results],
+                "sparsity": [round(sparsity(r), 6) for r in e.results],
+                **{
+                    name: [r.record[name] for r in e.results]
+                    for name in ("peak_memory_bytes", "peak_device_memory_bytes")
+                    if all(name in r.record for r in e.results)
+                },
                 "epoch_seconds": [round(epoch_seconds(r), 3) for r in e.results],
-                "step_ms": {part: round(step_milliseconds(e, part), 3) for part in step_parts([e])},
+                "step_ms": {
+                    part: [round(step_milliseconds(r, part), 3) for r in e.results] for part in step_parts([e])
+                },
+                "links": [links(r) for r in e.results],
+                "weight_by_decile": [final_weights(r) for r in e.results],
             }
             for e in comparison.entrants
         },

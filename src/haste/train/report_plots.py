@@ -3,7 +3,16 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-from haste.train.report_results import Comparison, Entrant, Result, mean_of, series, step_milliseconds, step_parts
+from haste.train.report_results import (
+    Comparison,
+    Entrant,
+    Result,
+    final_weights,
+    mean_of,
+    series,
+    step_milliseconds,
+    step_parts,
+)
 from haste.train.report_svg import Line, bars, lines, points, stacks
 
 
@@ -75,7 +84,7 @@ def _memory(comparison: Comparison) -> tuple[str, str]:
 
 def _steps(entrants: Sequence[Entrant]) -> tuple[str, str]:
     caption, parts = "Time of a step", step_parts(entrants)
-    values = [[step_milliseconds(e, part) for e in entrants] for part in parts]
+    values = [[statistics.fmean(step_milliseconds(r, part) for r in e.results) for e in entrants] for part in parts]
     return caption, stacks(
         caption, "milliseconds", [e.name for e in entrants], [p.replace("_", " ") for p in parts], values
     )
@@ -101,9 +110,8 @@ def _weights(entrants: Sequence[Entrant]) -> tuple[str, str] | None:
     caption, places = "Mean |weight| by label frequency, at the end", [float(decile) for decile in range(1, 11)]
     drawn = []
     for e in entrants:
-        last = [[row for row in r.history if "weight_by_decile" in row][-1:] for r in e.results]
-        if all(last):
-            rows = [found[0]["weight_by_decile"] for found in last]
+        rows = [found for found in map(final_weights, e.results) if found is not None]
+        if len(rows) == len(e.results):
             drawn.append(Line(name=e.name, x=places, y=[statistics.fmean(v) for v in zip(*rows, strict=True)]))
     label = "tenth of the labels, most frequent first"
     return (caption, lines(caption, label, "mean |weight|", drawn, zero=True)) if drawn else None

@@ -158,10 +158,9 @@ def step_parts(entrants: Iterable[Entrant]) -> list[str]:
     return list(dict.fromkeys(part for e in entrants for r in e.results for part in r.record["step_seconds"]))
 
 
-def step_milliseconds(entrant: Entrant, part: str) -> float:
+def step_milliseconds(result: Result, part: str) -> float:
     """Mean time of a part of a step."""
-    steps = sum(result.record["timed_steps"] for result in entrant.results)
-    return 1000 * sum(r.record["step_seconds"].get(part, 0.0) for r in entrant.results) / max(1, steps)
+    return float(1000 * result.record["step_seconds"].get(part, 0.0) / max(1, result.record["timed_steps"]))
 
 
 def epoch_seconds(result: Result) -> float:
@@ -190,10 +189,51 @@ def series(entrant: Entrant, kind: str, name: str, axis: str = "epoch") -> tuple
 
 def inputs(result: Result) -> int:
     """Features that a label beyond the head could read."""
-    settings = result.settings
+    built = result.record["model"]["output"].get("inputs")
+    if built:
+        return int(built)
+    settings = result.settings  # of a run that did not record what was built
     width: int = settings["output"]["intermediate"] or settings["encoder"]["features"]
     width = width or result.record["data"]["inputs"]
     return width // 2 if settings["output"]["private_features"] == "slice" else width
+
+
+def sparsity(result: Result) -> float:
+    """Part of the inputs that a label beyond the head does not read; 0 of a dense layer."""
+    width = inputs(result)
+    return 1 - min(result.settings["output"]["fan_in"] or width, width) / width
+
+
+def links(result: Result) -> dict[str, float]:
+    """What happened to the links of the tail, and the gradients that went back, where they were measured.
+
+    Returns:
+        rewirings; replaced: links in all of them, over the links there are; survivors: mean part of the regrown links
+        that the next rewiring kept; input_coverage and group_overlap at the end; gradient_head, gradient_tail and
+        gradient_auxiliary: mean over training (`Diagnostics.collect`).
+    """
+    found: dict[str, float] = {}
+    measured = [row for row in result.history if row["kind"] == "diagnostics"]
+    for name in ("input_coverage", "group_overlap"):
+        values = [row[name] for row in measured if name in row]
+        if values:
+            found[name] = values[-1]
+    rewired = [row for row in result.history if row["kind"] == "rewire"]
+    if found:
+        found = {"rewirings": len(rewired), "replaced": sum(row["fraction"] for row in rewired), **found}
+    # The first time nothing was regrown before: whatever it says of survivors says nothing.
+    kept = [row["survivors"] for row in rewired[1:]]
+    found |= {"survivors": statistics.fmean(kept)} if kept else {}
+    for part in ("head", "tail", "auxiliary"):
+        norms = [row[f"gradient_{part}"] for row in measured if f"gradient_{part}" in row]
+        found |= {f"gradient_{part}": statistics.fmean(norms)} if norms else {}
+    return found
+
+
+def final_weights(result: Result) -> list[float] | None:
+    """Mean |weight| of each tenth of the labels at the end, the most frequent first."""
+    rows = [row["weight_by_decile"] for row in result.history if "weight_by_decile" in row]
+    return rows[-1] if rows else None
 
 
 def _json(path: Path) -> Any:

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from haste.metrics import describe_propensity
 from haste.train.plan import shown
@@ -14,7 +13,8 @@ from haste.train.report_results import (
     Result,
     epoch_seconds,
     inputs,
-    mean_of,
+    links,
+    sparsity,
     step_milliseconds,
     step_parts,
 )
@@ -66,17 +66,28 @@ def tables(comparison: Comparison) -> list[Table]:
             + ("the GPU's." if on_gpu else "the whole process's, Python, libraries and data included.")
             + " Training leaves out reading data, evaluation and checkpoints."
         ),
-        heads=["system", "fan-in / inputs", "head", "output layer", "encoder", "peak memory", "epoch", "training"],
+        heads=[
+            "system",
+            "fan-in / inputs",
+            "sparsity",
+            "head",
+            "output layer",
+            "encoder",
+            "peak memory",
+            "epoch",
+            "training",
+        ],
         rows=[
             [
                 e.name,
                 _fan_in(e.results[0]),
+                _sparsity(e.results[0]),
                 _head(e.results[0]),
                 _size([r.record["model"]["output"]["bytes"] for r in e.results]),
                 _size([r.record["model"]["encoder"]["bytes"] for r in e.results]),
                 _size(e.values(lambda r: r.record.get(memory))),
-                duration(statistics.fmean(map(epoch_seconds, e.results))),
-                duration(statistics.fmean(r.record["seconds"]["train"] for r in e.results)),
+                _time(e.values(epoch_seconds)),
+                _time(e.values(lambda r: r.record["seconds"]["train"])),
             ]
             for e in found
         ],
@@ -84,11 +95,11 @@ def tables(comparison: Comparison) -> list[Table]:
     parts = step_parts(found)
     steps = Table(
         title="Time of a step",
-        note="Milliseconds, mean over the steps of all runs. output = the output layer, forward, backward and update.",
+        note=f"Milliseconds. {spread}output = the output layer, forward, backward and update.",
         heads=["system", *(part.replace("_", " ") for part in parts), "sum"],
-        rows=[[e.name, *(f"{value:.2f}" for value in times), f"{sum(times):.2f}"] for e, times in _step_times(found)],
+        rows=[[e.name, *(_mean(times) for times in _step_times(e, parts))] for e in found],
     )
-    return [accuracy, cost, steps, _by_decile(found, split), *_changes_of_links(found), _settings(comparison)]
+    return [accuracy, cost, steps, _by_decile(found, split, spread), *_changes_of_links(found), _settings(comparison)]
 
 
 def _settings(comparison: Comparison) -> Table:
@@ -110,45 +121,40 @@ def _settings(comparison: Comparison) -> Table:
     )
 
 
-def _by_decile(entrants: Sequence[Entrant], split: str) -> Table:
+def _by_decile(entrants: Sequence[Entrant], split: str, spread: str) -> Table:
     rows = []
     for e in entrants:
-        contributions = mean_of(e, lambda result: result.metrics["by_decile"][split]["P@5"])
-        rows.append([e.name, *(f"{value:.2f}" for value in contributions), f"{sum(contributions):.2f}"])
+        of_runs = [result.metrics["by_decile"][split]["P@5"] for result in e.results]
+        rows.append([e.name, *map(_mean, zip(*of_runs, strict=True)), _mean([sum(values) for values in of_runs])])
     return Table(
         title="P@5 by label frequency",
-        note="In percent: what each tenth of the labels, most frequent first, adds to P@5.",
+        note=f"In percent: what each tenth of the labels, most frequent first, adds to P@5. {spread}".rstrip(),
         heads=["system", *(f"{10 * d}-{10 * d + 10} %" for d in range(10)), "sum"],
         rows=rows,
     )
 
 
+_LINKS = {
+    "rewirings": ("rewirings", 0),
+    "replaced": ("replaced", 2),
+    "survivors": ("survivors", 2),
+    "coverage": ("input_coverage", 3),
+    "overlap": ("group_overlap", 3),
+    "gradient from head": ("gradient_head", 4),
+    "gradient from tail": ("gradient_tail", 4),
+    "from auxiliary": ("gradient_auxiliary", 4),
+}
+
+
 def _changes_of_links(entrants: Sequence[Entrant]) -> list[Table]:
     rows = []
     for e in entrants:
-        rewired = [row for result in e.results for row in result.history if row["kind"] == "rewire"]
-        measured = [row for r in e.results for row in r.history if row["kind"] == "diagnostics"]
-        last = [row for row in measured if row["step"] == max(row["step"] for row in measured)]
-        if not any("input_coverage" in row for row in last):
-            continue
-        times = len(rewired) / len(e.results)
-        total = sum(row["fraction"] for row in rewired) / len(e.results)
-        # The first time nothing was regrown before: whatever it says of survivors says nothing.
-        first = {row["step"] for row in rewired} and min(row["step"] for row in rewired)
-        kept = [row["survivors"] for row in rewired if row["step"] != first]
-        rows.append(
-            [
-                e.name,
-                f"{times:.0f}",
-                f"{total:.2f}",
-                f"{statistics.fmean(kept):.2f}" if kept else "-",
-                _last(last, "input_coverage"),
-                _last(last, "group_overlap"),
-                _last(measured, "gradient_head", 4),
-                _last(measured, "gradient_tail", 4),
-                _last(measured, "gradient_auxiliary", 4),
-            ]
-        )
+        found = [links(result) for result in e.results]
+        if any("input_coverage" in numbers for numbers in found):
+            cells = (
+                ([numbers[name] for numbers in found if name in numbers], digits) for name, digits in _LINKS.values()
+            )
+            rows.append([e.name, *(_mean(values, digits) for values, digits in cells)])
     if not rows:
         return []
     return [
@@ -160,53 +166,54 @@ def _changes_of_links(entrants: Sequence[Entrant]) -> list[Table]:
                 "two groups share over those either reads, both at the end; gradients: norm of what each sends "
                 "back, mean over documents and training."
             ),
-            heads=[
-                "system",
-                "rewirings",
-                "replaced",
-                "survivors",
-                "coverage",
-                "overlap",
-                "gradient from head",
-                "gradient from tail",
-                "from auxiliary",
-            ],
+            heads=["system", *_LINKS],
             rows=rows,
         )
     ]
 
 
-def _last(rows: Sequence[dict[str, Any]], name: str, digits: int = 3) -> str:
-    values = [row[name] for row in rows if name in row]
-    return f"{statistics.fmean(values):.{digits}f}" if values else "-"
+def _step_times(entrant: Entrant, parts: Sequence[str]) -> list[list[float]]:
+    """Milliseconds of every part, and of all, a number a run."""
+    times = [[step_milliseconds(result, part) for result in entrant.results] for part in parts]
+    return [*times, [sum(values) for values in zip(*times, strict=True)]]
 
 
-def _step_times(entrants: Sequence[Entrant]) -> list[tuple[Entrant, list[float]]]:
-    parts = step_parts(entrants)
-    return [(entrant, [step_milliseconds(entrant, part) for part in parts]) for entrant in entrants]
-
-
-def _mean(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, where there are several values."""
-    text = f"{statistics.fmean(values):.2f}"
-    return f"{text} ± {statistics.stdev(values):.2f}" if len(values) > 1 else text
+def _mean(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation, where there are several values; - where there is none."""
+    if not values:
+        return "-"
+    text = f"{statistics.fmean(values):,.{digits}f}"
+    return f"{text} ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else text
 
 
 def _size(values: Sequence[float]) -> str:
     """Mean of bytes, in MiB."""
-    if not values:
-        return "-"
-    mean = statistics.fmean(values) / 2**20
-    return f"{mean:.2f}" if mean < 10 else f"{mean:,.0f}"
+    mib = [value / 2**20 for value in values]
+    text = _mean(mib, 2 if mib and statistics.fmean(mib) < 10 else 0)
+    return text if len(set(mib)) > 1 else text.partition(" ±")[0]  # a layer is as large with every seed
+
+
+def _time(values: Sequence[float]) -> str:
+    """Mean of seconds, for people."""
+    mean = statistics.fmean(values)
+    if mean < 1:
+        return _mean([1000 * value for value in values], 0) + " ms"
+    if mean < 60:
+        return _mean(values, 1) + " s"
+    return duration(mean) + (f" ± {_time([statistics.stdev(values)])}" if len(values) > 1 else "")
 
 
 def _fan_in(result: Result) -> str:
     output, width = result.settings["output"], inputs(result)
     fan_in = output["fan_in"] or width
-    return f"{width} / {width}" if fan_in >= width else f"{fan_in} / {width} ({100 * (1 - fan_in / width):.1f} %)"
+    return f"{min(fan_in, width)} / {width}"
+
+
+def _sparsity(result: Result) -> str:
+    """Of the layer as it was built: a fan-in is a whole number, so it may be more than was asked for."""
+    found = sparsity(result)
+    return f"{100 * found:.1f} %" if found else "-"
 
 
 def _head(result: Result) -> str:
-    output = result.settings["output"]
-    sparse = 0 < output["fan_in"] < inputs(result)
-    return f"{100 * output['head_ratio']:g} %" if sparse else "-"
+    return f"{100 * result.settings['output']['head_ratio']:g} %" if sparsity(result) else "-"
