@@ -1,9 +1,11 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,8 @@ from haste.config import Config
 from haste.train import compare
 from haste.train.compare import open_comparison, read_runs, train_all
 from haste.train.plan import Plan, Planned, planned_runs, prepare_sizes
-from haste.train.run_process import RunError, reason_of
-from haste.train.signals import Interrupted
+from haste.train.run_process import RunError, _copy, reason_of
+from haste.train.signals import Interrupted, stop_signals
 from haste.train.systems import SYSTEMS, Sizes
 from haste.train.trainer import train
 
@@ -238,6 +240,42 @@ def test_sizes_are_those_of_the_first_seed_ever(plan: Plan, tmp_path: Path) -> N
     assert compare.first_seed(tmp_path / "out", [5]) == 3
 
 
+def test_two_comparisons_do_not_share_a_folder(
+    tiny_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, output = tmp_path / "settings.yaml", tmp_path / "out"
+    settings.write_text(yaml.safe_dump(tiny_settings()))
+    with compare.locked_comparison(output):
+        assert main(["compare", str(settings), "--output", str(output)]) == 2
+        assert f"--output ({output}) is in use by another process; wait for it to end" in capsys.readouterr().err
+        assert list(output.iterdir()) == []
+    with compare.locked_comparison(output):
+        pass
+    with pytest.raises(ValueError, match="must be a folder; it is a file"), compare.locked_comparison(settings):
+        pass
+
+
+def test_the_log_of_a_run_outlives_the_terminal(tmp_path: Path) -> None:
+    def gone(line: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    last: deque[str] = deque(maxlen=3)
+    with open(tmp_path / "log", "w+", encoding="utf-8") as file:
+        _copy(io.StringIO("one\ntwo\n"), file, last, gone)
+        file.seek(0)
+        assert file.read() == "one\ntwo\n"
+    assert list(last) == ["one", "two"]
+
+
+def test_nohup_keeps_a_run_going() -> None:
+    assert signal.SIGHUP in stop_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stop_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_rest_takes_as_long_as_the_same_system_did(plan: Plan, tmp_path: Path) -> None:
     runs = planned_runs(replace(plan, seeds=[0, 1, 2]), SIZES, tmp_path)
     spent = [(runs[0], 10.0), (runs[1], 30.0)]
@@ -347,7 +385,7 @@ def comparing(tiny_settings: Settings, tmp_path: Path) -> Iterator["subprocess.P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_run_and_comparison(
     number: signal.Signals, comparing: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     from haste.cli.train import given_settings
     from haste.config import Config
     from haste.train.auto import complete
-    from haste.train.compare import first_seed, open_comparison, train_all
+    from haste.train.compare import first_seed, locked_comparison, open_comparison, train_all
     from haste.train.plan import Plan, planned_runs, prepare_sizes
     from haste.train.progress import print_line
     from haste.train.report import text_table, write_report
@@ -64,10 +64,11 @@ def run(argv: list[str]) -> int:
     if options.dry_run:
         _show(runs, config)
         return 0
-    open_comparison(config, output)
-    failed = train_all(runs, output, after=lambda: write_report(output), keep_checkpoints=options.keep_checkpoints)
-    page = write_report(output)
-    found = tables(read_comparison(output))
+    with locked_comparison(output):
+        open_comparison(config, output)
+        failed = train_all(runs, output, after=lambda: write_report(output), keep_checkpoints=options.keep_checkpoints)
+        page = write_report(output)
+        found = tables(read_comparison(output))
     print("\n\n".join(text_table(table) for table in found[:2]))
     for name, why in failed.items():
         print(f"\n{name} has no result: {why}")

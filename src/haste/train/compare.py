@@ -7,7 +7,8 @@ and the report. Runs that are finished are not repeated, one that was stopped go
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from haste.train.files import write_json, write_text
 from haste.train.plan import Planned
 from haste.train.preset import flatten
 from haste.train.progress import duration, print_line
-from haste.train.run_folder import RunFolder, differing_keys, read_config, read_yaml
+from haste.train.run_folder import RunFolder, differing_keys, locked, read_config, read_yaml
 from haste.train.run_process import RunError, run_in_process
 from haste.train.signals import Interrupted
 
@@ -30,6 +31,20 @@ def first_seed(output: Path, seeds: Sequence[int]) -> int:
     """The seed whose data decides the sizes of all runs: where dev is drawn, those of other seeds differ a little."""
     settings = output / "config.yaml"
     return read_config(settings).run.seed if settings.is_file() else seeds[0]
+
+
+@contextmanager
+def locked_comparison(output: Path) -> Iterator[None]:
+    """Keep other comparisons from a folder, which is made where there is none.
+
+    Raises:
+        ValueError: one is at work in it, or it is a file.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output ({output}) must be a folder; it is a file, choose another")
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output, "--output"):
+        yield
 
 
 def open_comparison(config: Config, output: Path) -> None:
@@ -85,7 +100,7 @@ def train_all(
     Raises:
         ValueError: a run folder, or a finished run of the same system with another seed, has other settings; nothing
             was trained then.
-        Interrupted: SIGINT or SIGTERM; what is finished stays, what was going on has a checkpoint.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; what is finished stays, what was going on has a checkpoint.
     """
     folders = {run.name: _folder(run) for run in runs}
     _check_rows(runs, output)

@@ -6,7 +6,7 @@ config.yaml  run.json  metrics.jsonl  metrics.json  checkpoints/{last,best}  mod
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,9 @@ class RunFolder:
         if not self.config.exists():
             write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep every other process from writing this run; raises ValueError if one does already."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"run.dir ({self.path}) is in use by another process; wait for it to end"
-                raise ValueError(message) from None
-            yield
-        finally:
-            os.close(descriptor)
+        return locked(self.path, "run.dir")
 
     def _check(self, config: Config, resume: bool) -> None:
         if not self.path.exists():
@@ -82,6 +72,24 @@ class RunFolder:
                 )
         elif resume and any(self.path.iterdir()):
             raise ValueError(f"run.dir ({self.path}) must hold a run; it has no config.yaml, choose another run.dir")
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Keep every other process from what is done in a folder.
+
+    Raises:
+        ValueError: one is at it already; name is what the folder is called.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{name} ({folder}) is in use by another process; wait for it to end") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_config(path: Path) -> Config:

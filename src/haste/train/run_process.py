@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from haste.train.files import write_text
 from haste.train.plan import Planned
+from haste.train.signals import stop_signals
 
 _LAST_LINES = 20  # of a run that failed, looked through for the reason
 
@@ -24,7 +26,7 @@ class RunError(ValueError):
 def run_in_process(run: Planned, log: Callable[[str], None]) -> None:
     """Train one run in a process of its own; its lines go to `log` and to a file beside its folder.
 
-    SIGINT and SIGTERM to this process stop the run at its next step, with a checkpoint.
+    SIGINT, SIGTERM and SIGHUP to this process stop the run at its next step, with a checkpoint.
 
     Raises:
         RunError: it ended without a result.
@@ -60,7 +62,8 @@ def _copy(stream: IO[str], file: IO[str], last: deque[str], log: Callable[[str],
         file.write(line)
         file.flush()
         last.append(line.strip())
-        log(line.rstrip())
+        with suppress(OSError):  # the terminal is gone; the run still has a checkpoint to write
+            log(line.rstrip())
 
 
 def reason_of(status: int, last: Sequence[str]) -> str:
@@ -76,7 +79,7 @@ def reason_of(status: int, last: Sequence[str]) -> str:
 
 
 class _PassedOn:
-    """While entered, the first SIGINT or SIGTERM goes to a process, which then has its time; a second one ends it."""
+    """While entered, the first signal to stop goes to a process, which then has its time; a second one ends it."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.asked, self._process = False, process
@@ -84,7 +87,7 @@ class _PassedOn:
 
     def __enter__(self) -> "_PassedOn":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stop_signals():
                 self._before[number] = signal.signal(number, self._pass)
         return self
 

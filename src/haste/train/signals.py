@@ -1,4 +1,4 @@
-"""Stopping a run by SIGINT or SIGTERM at a place from which it can go on."""
+"""Stopping a run by SIGINT, SIGTERM or SIGHUP at a place from which it can go on."""
 
 import signal
 import threading
@@ -10,10 +10,14 @@ class Interrupted(KeyboardInterrupt):
     """A run was asked to stop and has written a checkpoint; the message says how to resume."""
 
 
-class StopRequest:
-    """Notes the first SIGINT or SIGTERM while it is entered; a second one gets the default treatment."""
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask to stop; SIGHUP, of a terminal that is gone, not where it is ignored, as nohup wants it."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+class StopRequest:
+    """Notes the first signal to stop while it is entered; a second one gets the default treatment."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -21,7 +25,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in self._SIGNALS:
+            for number in stop_signals():
                 self._before[number] = signal.signal(number, self._note)
         return self
 

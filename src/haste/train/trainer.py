@@ -48,7 +48,7 @@ def train(
 
     Raises:
         ValueError: settings or data that cannot be used, a folder in the way, or a loss that diverged.
-        Interrupted: SIGINT or SIGTERM; a checkpoint was written, the message says how to resume.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; a checkpoint was written, the message says how to resume.
     """
     say = log or print_line
     folder = RunFolder(config, resume=resume)
