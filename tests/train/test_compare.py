@@ -218,6 +218,23 @@ def test_other_settings_are_refused(plan: Plan, tmp_path: Path) -> None:
         open_comparison(plan.config, output / "runs/haste-seed0")
 
 
+def test_the_same_data_may_be_written_in_another_way(
+    plan: Plan, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(path: str) -> Config:
+        return replace(plan.config, data=replace(plan.config.data, path=path))
+
+    monkeypatch.chdir(tmp_path)
+    os.symlink(tiny_data, tmp_path / "data")
+    monkeypatch.setenv("TINY", str(tmp_path))
+    output = tmp_path / "out"
+    assert compare.as_started(at("data/"), output) == at("data/")
+    open_comparison(at("data/"), output)
+    for path in (str(tiny_data), "data", f"{tmp_path}/data", "${TINY}/data"):
+        assert compare.as_started(at(path), output) == at("data/")
+    assert compare.as_started(at(str(tmp_path)), output) == at(str(tmp_path))
+
+
 def test_seeds_of_a_row_have_the_same_settings(plan: Plan, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with_set = replace(plan, systems=["haste"], seeds=[0], settings={"haste": {"optim.epochs": 1}})
@@ -323,6 +340,12 @@ def test_the_command_trains_and_reports(
         (["x"], "needs CONFIG or DATA, and --output DIR"),
         (["--output", "y"], "needs CONFIG or DATA, and --output DIR"),
         (["x", "--output", "y", "--systems", "hast"], "--systems (hast) must name systems; the nearest is haste"),
+        (["nothing", "--output", "y", "--systems", "dens"], "--systems (dens) must name systems; the nearest is dense"),
+        (
+            ["nothing", "--output", "y", "--systems", "haste,"],
+            "--systems (haste,) must be names separated by commas; one",
+        ),
+        (["nothing", "--output", "y", "--seeds", "0,"], "--seeds (0,) must be numbers separated by commas"),
         (["x", "--output", "y", "--seeds", "one"], "--seeds (one) must be numbers separated by commas"),
         (["x", "--output", "y", "--vary", "fan_in"], "--vary (fan_in) must be KEY=V1,V2"),
         (["x", "--output", "y", "--set", "haste.fan_in"], "--set (haste.fan_in) must be SYSTEM.KEY=VALUE"),

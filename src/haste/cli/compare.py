@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     from haste.cli.train import given_settings
     from haste.config import Config
     from haste.train.auto import complete
-    from haste.train.compare import first_seed, locked_comparison, open_comparison, train_all
+    from haste.train.compare import as_started, first_seed, locked_comparison, open_comparison, train_all
     from haste.train.plan import Plan, planned_runs, prepare_sizes
     from haste.train.progress import print_line
     from haste.train.report import text_table, write_report
@@ -39,6 +39,8 @@ def run(argv: list[str]) -> int:
     output: Path = options.output
     systems, vary = _systems(options.systems), _variations(options.vary)
     own = _own_settings(options.set, systems)
+    seeds = _numbers("--seeds", options.seeds, int) if options.seeds else []
+    sparsities = _numbers("--sparsity", options.sparsity, float) if options.sparsity else (None,)
     values, incomplete = given_settings(rest)
     values.setdefault("run", {})["dir"] = str(output)
     if options.budget_epochs:
@@ -48,14 +50,14 @@ def run(argv: list[str]) -> int:
         values, reasons = complete(values, resume=True)
         for line in reasons:
             print_line(line)
-    config = Config.from_dict(values)
-    seeds = _numbers("--seeds", options.seeds, int) if options.seeds else [config.run.seed]
+    config = as_started(Config.from_dict(values), output)
+    seeds = seeds or [config.run.seed]
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=first_seed(output, seeds)))
     plan = Plan(
         config=config,
         systems=systems,
         seeds=seeds,
-        sparsities=_numbers("--sparsity", options.sparsity, float) if options.sparsity else (None,),
+        sparsities=sparsities,
         vary=vary,
         settings=own,
     )
@@ -128,6 +130,8 @@ def _systems(text: str) -> list[str]:
 
     names = list(dict.fromkeys(text.split(",")))
     for name in names:
+        if not name:
+            raise ValueError(f"--systems ({text}) must be names separated by commas; one of them is empty")
         if name not in SYSTEMS:
             close = difflib.get_close_matches(name, SYSTEMS, n=1, cutoff=0.0)[0]
             raise ValueError(f"--systems ({name}) must name systems; the nearest is {close}, --list shows all")

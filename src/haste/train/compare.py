@@ -5,16 +5,18 @@ and the report. Runs that are finished are not repeated, one that was stopped go
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from haste.config import Config
+from haste.config import Config, expand_path
 from haste.train.files import write_json, write_text
 from haste.train.plan import Planned
 from haste.train.preset import flatten
@@ -25,6 +27,24 @@ from haste.train.signals import Interrupted
 
 Execute = Callable[[Planned, Callable[[str], None]], None]
 _OF_A_RUN = ("run.dir", "run.seed", "run.diagnostics_every")  # settings in which the seeds of a system may differ
+
+
+def as_started(config: Config, output: Path) -> Config:
+    """The settings with paths of data written as in the comparison that is there, where they name the same files."""
+    settings = output / "config.yaml"
+    if not settings.is_file():
+        return config
+    before = read_config(settings).data
+    written = {
+        name: old
+        for name in ("path", "dev", "test")
+        if (old := getattr(before, name)) and (new := getattr(config.data, name)) and _place(old) == _place(new)
+    }
+    return replace(config, data=replace(config.data, **written))
+
+
+def _place(path: str) -> str:
+    return os.path.realpath(expand_path(path, "data.path"))
 
 
 def first_seed(output: Path, seeds: Sequence[int]) -> int:
