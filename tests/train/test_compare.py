@@ -324,13 +324,13 @@ def test_the_command_trains_and_reports(
     assert main(command) == 1
     shown = capsys.readouterr()
     assert "run 2 of 2: dense, seed 0; about" in shown.err
-    assert "dense-seed0 has no result: features (row 0) must be finite" in shown.out
+    assert "dense-seed0 has no result: gradient_tail (inf) must stay finite" in shown.out
     metrics = json.loads((output / "runs/haste-seed0/metrics.json").read_text())
     assert f" {metrics['test']['P@1']:.2f} " in shown.out
     record = json.loads((output / "runs/haste-seed0/run.json").read_text())
     assert record["total_steps"] == 16
     assert "dev P@1" in (output / "runs/haste-seed0.log").read_text()
-    assert "dense-seed0: features (row 0) must be finite" in (output / "report.md").read_text()
+    assert "dense-seed0: gradient_tail (inf) must stay finite" in (output / "report.md").read_text()
     assert (output / "report.html").is_file()
 
 
