@@ -10,7 +10,7 @@ import yaml
 from haste.cli import main
 from haste.config import Config
 from haste.nn import build_model
-from haste.train.compare import Plan, planned_runs, prepare_sizes
+from haste.train.plan import Plan, planned_runs, prepare_sizes
 from haste.train.systems import SYSTEMS
 
 Settings = Callable[..., dict[str, Any]]

@@ -80,6 +80,16 @@ def test_what_decides_the_width_decides_the_size(name: str, changes: dict[str, A
     assert settings_of(SYSTEMS[name], shared, {**changes, "output.fan_in": 16}).output.fan_in == 16
 
 
+def test_spartex_has_its_auxiliary_objective_wherever_there_is_an_encoder() -> None:
+    def clusters(**encoder: Any) -> int:
+        changes = {f"encoder.{key}": value for key, value in encoder.items()}
+        config = apply(base(fan_in=64), {**changes, "optim.encoder.lr": 1e-4})
+        return settings_of(SYSTEMS["spartex"], Shared(config=config, sizes=SIZES), {}).auxiliary.clusters
+
+    assert clusters() == clusters(kind="transformer", name="x", features=0) == 62
+    assert clusters(kind="features", features=0, dropout=0.0) == 0
+
+
 def test_a_bottleneck_is_as_wide_as_its_own_features_ask() -> None:
     for features in (256, 3072):
         shared = Shared(config=base(fan_in=64), sizes=replace(SIZES, labels=200_000), sparsity=0.9)

@@ -178,11 +178,11 @@ class Features(nn.Module):
         check_dense_columns(self.num_inputs)
         offsets, columns, values = batch
         _check_columns(columns, self.num_inputs)
-        documents, batch = _rows(offsets, len(columns)), len(offsets) - 1
+        documents, size = _rows(offsets, len(columns)), len(offsets) - 1
         if values.device.type == "cpu":  # the output layer reads (D, B) there: transposing would take twice as long
-            dense = values.new_zeros((self.num_inputs, batch))
+            dense = values.new_zeros((self.num_inputs, size))
             return dense.index_put_((columns, documents), values, accumulate=True).t()
-        dense = values.new_zeros((batch, self.num_inputs))
+        dense = values.new_zeros((size, self.num_inputs))
         return dense.index_put_((documents, columns), values, accumulate=True)
 
 

@@ -224,8 +224,9 @@ def _sparse(shared: Shared, regrow: str = "random") -> dict[str, Any]:
 
 
 def _block_sparse(shared: Shared) -> dict[str, Any]:
-    fan_in = shared.fan_in(shared.width) // _WHOLE * _WHOLE or _WHOLE  # whole blocks
-    return {**_sparse(shared), "output.fan_in": fan_in, "output.group_size": _WHOLE, "output.block": _WHOLE}
+    sparse = _sparse(shared)
+    fan_in = sparse["output.fan_in"] // _WHOLE * _WHOLE or _WHOLE  # whole blocks
+    return {**sparse, "output.fan_in": fan_in, "output.group_size": _WHOLE, "output.block": _WHOLE}
 
 
 def _rigl(shared: Shared) -> dict[str, Any]:
@@ -244,7 +245,8 @@ def _spartex(shared: Shared) -> dict[str, Any]:
     labels = shared.sizes.labels
     clusters = min(labels, max(2, labels // _LABELS_PER_CLUSTER))
     # Where given features go straight to the output layer there is no encoder for the auxiliary objective to help.
-    clusters = clusters if shared.config.encoder.features else 0
+    straight = shared.value("encoder.kind") == "features" and not shared.value("encoder.features")
+    clusters = 0 if straight else clusters
     rate = shared.config.optim.output.lr if shared.config.auxiliary.lr is None else shared.config.auxiliary.lr
     return {**_fixed_fan_in(shared), "auxiliary.clusters": clusters, "auxiliary.lr": rate}
 
