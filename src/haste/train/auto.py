@@ -129,12 +129,12 @@ def facts_of(store: Store, device: str, *, label_texts: bool = False) -> Facts:
 
 
 def with_terms(facts: Facts, store: Store, config: Config, *, log: Callable[[str], None]) -> Facts:
-    """The facts, and how many terms a bag reads of texts; those are made ready on the way, for the run to open.
+    """The facts, and how many terms the encoder reads of texts; those are made ready on the way, for the run to open.
 
     Raises:
         DataError: as `haste.data.prepare.prepare`.
     """
-    if facts.kind != "text" or config.encoder.kind != "bag":
+    if facts.kind != "text" or config.encoder.kind == "transformer":
         return facts
     prepared = prepare(store, config.data, seed=config.run.seed, log=log, label_texts=config.label_texts.read)
     assert isinstance(prepared.vectorizer, TfIdf)
