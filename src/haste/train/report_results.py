@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from haste.train.compare import changed_settings, read_runs
+from haste.train.run_folder import read_yaml
 from haste.train.systems import SYSTEMS
 
 
@@ -87,7 +86,7 @@ def read_comparison(output: Path) -> Comparison:
             metrics=_json(folder / "metrics.json"),
             record=_json(folder / "run.json"),
             history=_rows(folder / "metrics.jsonl"),
-            settings=_yaml(folder / "config.yaml"),
+            settings=read_yaml(folder / "config.yaml"),
         )
         first = documents.setdefault(_decides_documents(result), (result.record["documents"], name))
         if first[0] != result.record["documents"]:
@@ -119,7 +118,7 @@ def read_comparison(output: Path) -> Comparison:
     entrants.sort(key=lambda entrant: order.get(entrant.system, len(order)))
     everywhere = all("test" in result.metrics for entrant in entrants for result in entrant.results)
     return Comparison(
-        shared=_yaml(output / "config.yaml"),
+        shared=read_yaml(output / "config.yaml"),
         split="test" if everywhere else "dev",
         entrants=entrants,
         missing=missing,
@@ -238,10 +237,6 @@ def final_weights(result: Result) -> list[float] | None:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
